@@ -1,0 +1,3 @@
+//! The trajectory log: what every episode did, as Parquet tables under one manifest a step.
+
+pub mod record;
