@@ -1,0 +1,1 @@
+//! Tasks and corpora from files.
