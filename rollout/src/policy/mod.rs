@@ -1,1 +1,72 @@
-//! .
+//! Policies: who draws an agent's turns.
+
+pub mod local;
+pub mod pair;
+pub mod scripted;
+
+use parl_kernels::rng::RngKey;
+
+use crate::RolloutError;
+use crate::swarm::{Message, Moment, Seat, Turn};
+use crate::tasks::Task;
+
+/// An agent of an episode of the current rollout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AgentRef {
+    /// Number of the episode in the rollout.
+    pub episode: u64,
+    /// Number of the agent in the episode.
+    pub agent: u32,
+}
+
+/// Who a policy is, for the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Kind and name or hash, as in `scripted:serial` or `local:3f9a…`.
+    pub name: String,
+    /// Whether it is the one that is trained.
+    pub trainable: bool,
+}
+
+/// One turn that is wanted.
+#[derive(Debug, Clone, Copy)]
+pub struct TurnRequest<'a> {
+    /// Whose turn.
+    pub who: AgentRef,
+    /// Its seat.
+    pub seat: Seat,
+    /// The episode's task, with its decomposition; scripted policies alone may look at it.
+    pub task: &'a Task,
+    /// The transcript.
+    pub messages: &'a [Message],
+    /// The whole context in ids, the turn's opening included.
+    pub context: &'a [u32],
+    /// Tokens that may be drawn.
+    pub max_new_tokens: u32,
+    /// Whether only an answer will be accepted.
+    pub forced_answer: bool,
+    /// The random stream of the agent.
+    pub key: RngKey,
+}
+
+/// Draws turns. Requests are taken in at once and answered on some later tick, each exactly once unless it is
+/// cancelled.
+pub trait Policy: Send {
+    /// Who sits in `seat`.
+    fn identity(&self, seat: Seat) -> Identity;
+
+    /// Asks for a turn.
+    ///
+    /// # Errors
+    /// When the request cannot be served at all.
+    fn submit(&mut self, request: TurnRequest<'_>) -> Result<(), RolloutError>;
+
+    /// Withdraws a request; unknown ones are ignored.
+    fn cancel(&mut self, who: AgentRef);
+
+    /// Advances by one tick and returns the turns that are complete.
+    ///
+    /// # Errors
+    /// When the machinery itself breaks; a turn that failed is no error but `TurnEnd::Failed`.
+    fn tick(&mut self, now: Moment) -> Result<Vec<(AgentRef, Turn)>, RolloutError>;
+}

@@ -1,0 +1,39 @@
+//! Two policies, one a seat.
+
+use super::{AgentRef, Identity, Policy, TurnRequest};
+use crate::RolloutError;
+use crate::swarm::{Moment, Seat, Turn};
+
+/// Sends each seat's requests to a policy of its own.
+pub struct Pair {
+    /// Draws the orchestrator's turns.
+    pub orchestrator: Box<dyn Policy>,
+    /// Draws the sub-agents' turns.
+    pub subagent: Box<dyn Policy>,
+}
+
+impl Policy for Pair {
+    fn identity(&self, seat: Seat) -> Identity {
+        match seat {
+            Seat::Orchestrator => self.orchestrator.identity(seat),
+            Seat::Subagent => self.subagent.identity(seat),
+        }
+    }
+
+    fn submit(&mut self, request: TurnRequest<'_>) -> Result<(), RolloutError> {
+        match request.seat {
+            Seat::Orchestrator => self.orchestrator.submit(request),
+            Seat::Subagent => self.subagent.submit(request),
+        }
+    }
+
+    fn cancel(&mut self, who: AgentRef) {
+        if who.agent == 0 { self.orchestrator.cancel(who) } else { self.subagent.cancel(who) }
+    }
+
+    fn tick(&mut self, now: Moment) -> Result<Vec<(AgentRef, Turn)>, RolloutError> {
+        let mut turns = self.orchestrator.tick(now)?;
+        turns.extend(self.subagent.tick(now)?);
+        Ok(turns)
+    }
+}
