@@ -82,7 +82,10 @@ pub struct WeightSet {
 
 impl std::fmt::Debug for WeightSet {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("WeightSet").field("version", &self.version).field("tensors", &self.views.len()).finish()
+        f.debug_struct("WeightSet")
+            .field("version", &self.version)
+            .field("tensors", &self.views.len())
+            .finish()
     }
 }
 
@@ -105,9 +108,8 @@ impl WeightSet {
         shape.validate()?;
         let wanted = shape.tensors();
         for (name, dims) in &wanted {
-            let view = views
-                .get(name)
-                .ok_or_else(|| KernelError::Weights(format!("tensor `{name}` is missing")))?;
+            let view =
+                views.get(name).ok_or_else(|| KernelError::Weights(format!("tensor `{name}` is missing")))?;
             let elements: usize = dims.iter().product();
             if view.len() != elements {
                 return Err(KernelError::Weights(format!(
@@ -118,7 +120,10 @@ impl WeightSet {
         }
         if views.len() != wanted.len() {
             let surplus = views.keys().find(|k| !wanted.iter().any(|(name, _)| name == *k));
-            return Err(KernelError::Weights(format!("tensor `{}` is not part of this model", surplus.map_or("?", |s| s))));
+            return Err(KernelError::Weights(format!(
+                "tensor `{}` is not part of this model",
+                surplus.map_or("?", |s| s)
+            )));
         }
         Ok(Self { shape: Arc::new(shape), version, views: Arc::new(views), owner })
     }
@@ -128,7 +133,11 @@ impl WeightSet {
     /// # Errors
     /// As [`WeightSet::lease`].
     #[allow(unsafe_code)]
-    pub fn from_f32(shape: ModelShape, version: u64, tensors: HashMap<String, Vec<f32>>) -> Result<Self, KernelError> {
+    pub fn from_f32(
+        shape: ModelShape,
+        version: u64,
+        tensors: HashMap<String, Vec<f32>>,
+    ) -> Result<Self, KernelError> {
         let owner = Arc::new(tensors);
         let views = owner.iter().map(|(k, v)| (k.clone(), View::f32(v))).collect();
         // SAFETY: the views point into the heap buffers of `owner`, which is immutable behind its Arc.
@@ -140,7 +149,11 @@ impl WeightSet {
     /// # Errors
     /// As [`WeightSet::lease`].
     #[allow(unsafe_code)]
-    pub fn from_bf16(shape: ModelShape, version: u64, tensors: HashMap<String, Vec<bf16>>) -> Result<Self, KernelError> {
+    pub fn from_bf16(
+        shape: ModelShape,
+        version: u64,
+        tensors: HashMap<String, Vec<bf16>>,
+    ) -> Result<Self, KernelError> {
         let owner = Arc::new(tensors);
         let views = owner.iter().map(|(k, v)| (k.clone(), View::bf16(v))).collect();
         // SAFETY: as in `from_f32`.

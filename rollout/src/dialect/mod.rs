@@ -88,7 +88,10 @@ pub struct Dialect {
 
 impl std::fmt::Debug for Dialect {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Dialect").field("vocab", &self.vocab_size).field("hash", &self.hash).finish_non_exhaustive()
+        f.debug_struct("Dialect")
+            .field("vocab", &self.vocab_size)
+            .field("hash", &self.hash)
+            .finish_non_exhaustive()
     }
 }
 
@@ -98,8 +101,8 @@ impl Dialect {
     /// # Errors
     /// [`RolloutError::Tokenizer`] when the file is not one, or lacks a special token.
     pub fn from_json(json: &[u8]) -> Result<Self, RolloutError> {
-        let mut tokenizer =
-            Tokenizer::from_bytes(json).map_err(|e| RolloutError::Tokenizer(format!("not a tokenizer.json: {e}")))?;
+        let mut tokenizer = Tokenizer::from_bytes(json)
+            .map_err(|e| RolloutError::Tokenizer(format!("not a tokenizer.json: {e}")))?;
         // Text never yields special ids: this makes the library treat their spelling as plain characters.
         tokenizer.set_encode_special_tokens(true);
         let id = |token: &str| {
@@ -181,8 +184,10 @@ impl Dialect {
     }
 
     fn encode_raw(&self, text: &str) -> Result<Vec<u32>, RolloutError> {
-        let encoding =
-            self.tokenizer.encode_fast(text, false).map_err(|e| RolloutError::Tokenizer(format!("cannot encode: {e}")))?;
+        let encoding = self
+            .tokenizer
+            .encode_fast(text, false)
+            .map_err(|e| RolloutError::Tokenizer(format!("cannot encode: {e}")))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -191,8 +196,10 @@ impl Dialect {
     /// # Errors
     /// [`RolloutError::Tokenizer`] for an id outside the vocabulary.
     pub fn decode_text(&self, ids: &[u32]) -> Result<String, RolloutError> {
-        let text =
-            self.tokenizer.decode(ids, false).map_err(|e| RolloutError::Tokenizer(format!("cannot decode: {e}")))?;
+        let text = self
+            .tokenizer
+            .decode(ids, false)
+            .map_err(|e| RolloutError::Tokenizer(format!("cannot decode: {e}")))?;
         Ok(text.strip_prefix(' ').map_or(text.clone(), str::to_owned))
     }
 
@@ -248,7 +255,12 @@ mod tests {
     fn every_special_token_spelt_in_text_gives_plain_ids() {
         let d = dialect();
         for token in SPECIAL_TOKENS {
-            for text in [token.to_owned(), format!("a {token} b"), format!("amber{token}{token}"), format!("\n{token}")] {
+            for text in [
+                token.to_owned(),
+                format!("a {token} b"),
+                format!("amber{token}{token}"),
+                format!("\n{token}"),
+            ] {
                 let ids = d.encode_text(&text).unwrap();
                 assert!(ids.iter().all(|id| !d.is_special(*id)), "{text:?} gave {ids:?}");
                 assert_eq!(d.decode_text(&ids).unwrap(), text);

@@ -55,7 +55,8 @@ pub fn tokenizer_json(words: &[String]) -> Result<String, RolloutError> {
                    "rstrip": false, "normalized": false, "special": true})
         })
         .collect();
-    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let byte_level =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
     let file = json!({
         "version": "1.0",
         "truncation": null,

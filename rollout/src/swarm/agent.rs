@@ -90,7 +90,13 @@ impl Agent {
     }
 
     /// Appends a message that the policy did not draw.
-    pub fn say(&mut self, dialect: &Dialect, role: Role, text: &str, call_id: Option<u32>) -> Result<(), RolloutError> {
+    pub fn say(
+        &mut self,
+        dialect: &Dialect,
+        role: Role,
+        text: &str,
+        call_id: Option<u32>,
+    ) -> Result<(), RolloutError> {
         let ids = dialect.message(role, text)?;
         self.append_unmasked(&ids);
         self.messages.push(Message { role, text: text.to_owned(), calls: Vec::new(), call_id });

@@ -65,7 +65,10 @@ pub fn run(
     specs: Vec<EpisodeSpec>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<EpisodeRecord>, RolloutError> {
-    let seats = Seats { orchestrator: policy.identity(Seat::Orchestrator), subagent: policy.identity(Seat::Subagent) };
+    let seats = Seats {
+        orchestrator: policy.identity(Seat::Orchestrator),
+        subagent: policy.identity(Seat::Subagent),
+    };
     let total = specs.len();
     let mut waiting: VecDeque<(usize, EpisodeSpec)> = specs.into_iter().enumerate().collect();
     let mut live: Vec<Option<Episode<'_>>> = (0..total).map(|_| None).collect();
@@ -88,7 +91,11 @@ pub fn run(
         now.ms = (stage.clock_ms)();
         let mut turns = policy.tick(now)?;
         turns.sort_by_key(|(who, _)| *who);
-        events.extend(turns.into_iter().map(|(who, turn)| (who.episode as usize, Event::Turn { agent: who.agent, turn })));
+        events.extend(
+            turns
+                .into_iter()
+                .map(|(who, turn)| (who.episode as usize, Event::Turn { agent: who.agent, turn })),
+        );
         now.ms = (stage.clock_ms)();
         for (i, event) in events {
             let Some(episode) = live[i].as_mut() else { continue };
@@ -112,7 +119,10 @@ pub fn run(
         }
         progress(state);
     }
-    records.into_iter().map(|r| r.ok_or_else(|| RolloutError::Internal("an episode has no record".into()))).collect()
+    records
+        .into_iter()
+        .map(|r| r.ok_or_else(|| RolloutError::Internal("an episode has no record".into())))
+        .collect()
 }
 
 fn dispatch(
@@ -134,7 +144,12 @@ fn dispatch(
                     context: episode.context(agent),
                     max_new_tokens,
                     forced_answer: episode.forced(agent),
-                    key: RngKey { seed: spec.run_seed, stream: Stream::Sample, episode: spec.stream_id, agent },
+                    key: RngKey {
+                        seed: spec.run_seed,
+                        stream: Stream::Sample,
+                        episode: spec.stream_id,
+                        agent,
+                    },
                 })?;
             }
             Action::Call { agent, call, name, arguments } => {
@@ -145,7 +160,11 @@ fn dispatch(
     Ok(())
 }
 
-fn call_tools(stage: &Stage<'_>, live: &[Option<Episode<'_>>], mut jobs: Vec<ToolJob>) -> Vec<(usize, Event)> {
+fn call_tools(
+    stage: &Stage<'_>,
+    live: &[Option<Episode<'_>>],
+    mut jobs: Vec<ToolJob>,
+) -> Vec<(usize, Event)> {
     jobs.sort_by_key(|j| (j.episode, j.agent, j.call));
     let specs: Vec<Option<(u64, u64)>> =
         live.iter().map(|e| e.as_ref().map(|e| (e.spec().run_seed, e.spec().stream_id))).collect();
@@ -159,10 +178,9 @@ fn call_tools(stage: &Stage<'_>, live: &[Option<Episode<'_>>], mut jobs: Vec<Too
             let outcome = if fault {
                 ToolOutcome::Error("busy".to_owned())
             } else {
-                stage
-                    .tools
-                    .call(&job.name, &job.arguments)
-                    .unwrap_or_else(|| ToolOutcome::Error(super::observation::reason::UNKNOWN_TOOL.to_owned()))
+                stage.tools.call(&job.name, &job.arguments).unwrap_or_else(|| {
+                    ToolOutcome::Error(super::observation::reason::UNKNOWN_TOOL.to_owned())
+                })
             };
             (job.episode, Event::Tool { agent: job.agent, call: job.call, outcome })
         })

@@ -7,7 +7,9 @@ use std::collections::HashMap;
 
 use super::agent::{Agent, call_record};
 use super::observation::{self, reason};
-use super::{ASSIGN, Action, CREATE, EpisodeSpec, Event, Message, Moment, OnExhaustion, Rules, Seat, Turn, TurnEnd};
+use super::{
+    ASSIGN, Action, CREATE, EpisodeSpec, Event, Message, Moment, OnExhaustion, Rules, Seat, Turn, TurnEnd,
+};
 use crate::RolloutError;
 use crate::dialect::{Call, Dialect, ParsedTurn, Role};
 use crate::tools::{ToolOutcome, ToolSpec};
@@ -82,7 +84,10 @@ impl<'a> Episode<'a> {
         let mut actions = Vec::new();
         let (Event::Turn { agent, .. } | Event::Tool { agent, .. }) = event;
         let Some(running) = self.agents.get(agent as usize).map(Agent::running) else {
-            return Err(RolloutError::Internal(format!("episode {}: no agent {agent}", self.spec.episode_id)));
+            return Err(RolloutError::Internal(format!(
+                "episode {}: no agent {agent}",
+                self.spec.episode_id
+            )));
         };
         if !running || self.outcome.is_some() {
             return Ok(actions);
@@ -90,7 +95,9 @@ impl<'a> Episode<'a> {
         match event {
             Event::Turn { agent: 0, turn } => self.orchestrator_turn(&turn, now, &mut actions)?,
             Event::Turn { agent, turn } => self.subagent_turn(agent, &turn, now, &mut actions)?,
-            Event::Tool { agent, call, outcome } => self.tool_result(agent, call, outcome, now, &mut actions)?,
+            Event::Tool { agent, call, outcome } => {
+                self.tool_result(agent, call, outcome, now, &mut actions)?
+            }
         }
         Ok(actions)
     }
@@ -148,15 +155,19 @@ impl<'a> Episode<'a> {
         now: Moment,
     ) {
         for agent in self.agents.iter_mut().filter(|a| a.running()) {
-            let reason = if agent.idx == 0 && status != Status::Error { failure.unwrap_or("done") } else { "cancelled" };
+            let reason = if agent.idx == 0 && status != Status::Error {
+                failure.unwrap_or("done")
+            } else {
+                "cancelled"
+            };
             agent.finish(reason, answer.clone().filter(|_| agent.idx == 0), now);
         }
         self.outcome = Some(Outcome { status, answer, failure, error });
     }
 
     fn next_orchestrator_turn(&mut self, now: Moment, actions: &mut Vec<Action>) -> Result<(), RolloutError> {
-        let exhausted =
-            self.critical() >= self.rules.critical_steps || self.agents[0].turns >= self.rules.orchestrator.max_turns;
+        let exhausted = self.critical() >= self.rules.critical_steps
+            || self.agents[0].turns >= self.rules.orchestrator.max_turns;
         if exhausted && self.rules.on_exhaustion == OnExhaustion::Fail {
             self.end(Status::Truncated, None, Some("budget"), None, now);
             return Ok(());
@@ -174,7 +185,12 @@ impl<'a> Episode<'a> {
         Ok(())
     }
 
-    fn orchestrator_turn(&mut self, turn: &Turn, now: Moment, actions: &mut Vec<Action>) -> Result<(), RolloutError> {
+    fn orchestrator_turn(
+        &mut self,
+        turn: &Turn,
+        now: Moment,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), RolloutError> {
         if let TurnEnd::Failed(error) = &turn.end {
             self.abandon(error.clone(), now);
             return Ok(());
@@ -236,13 +252,23 @@ impl<'a> Episode<'a> {
         self.end(Status::Truncated, None, Some(failure), None, now);
     }
 
-    fn records(&self, parsed: &ParsedTurn, ids: &[u32], now: Moment) -> Vec<crate::trajectory::record::CallRecord> {
+    fn records(
+        &self,
+        parsed: &ParsedTurn,
+        ids: &[u32],
+        now: Moment,
+    ) -> Vec<crate::trajectory::record::CallRecord> {
         let parameters = |call: &Call| match call.name.as_str() {
             CREATE => Some(vec!["name".to_owned(), "system_prompt".to_owned()]),
             ASSIGN => Some(vec!["agent".to_owned(), "prompt".to_owned()]),
             name => self.tool(name).map(|t| t.parameters.clone()),
         };
-        parsed.calls.iter().zip(ids).map(|(call, id)| call_record(*id, call, parameters(call).as_deref(), now)).collect()
+        parsed
+            .calls
+            .iter()
+            .zip(ids)
+            .map(|(call, id)| call_record(*id, call, parameters(call).as_deref(), now))
+            .collect()
     }
 
     fn tool(&self, name: &str) -> Option<&ToolSpec> {
@@ -251,7 +277,14 @@ impl<'a> Episode<'a> {
 
     /// Starts up to `allowed` environment calls of a turn; the rest, and those that make no sense, are answered
     /// with an error observation.
-    fn environment_calls(&mut self, agent: u32, calls: &[Call], ids: &[u32], allowed: usize, actions: &mut Vec<Action>) {
+    fn environment_calls(
+        &mut self,
+        agent: u32,
+        calls: &[Call],
+        ids: &[u32],
+        allowed: usize,
+        actions: &mut Vec<Action>,
+    ) {
         for (i, (call, id)) in calls.iter().zip(ids).enumerate() {
             let refusal = if i >= allowed {
                 Some(reason::BUDGET)
@@ -297,7 +330,10 @@ impl<'a> Episode<'a> {
                     let total = self.agents.len() as u32 - 1;
                     match system {
                         None => Some(observation::error(reason::UNKNOWN_AGENT)),
-                        Some(_) if assigned >= self.rules.max_concurrent || total >= self.rules.max_assignments => {
+                        Some(_)
+                            if assigned >= self.rules.max_concurrent
+                                || total >= self.rules.max_assignments =>
+                        {
                             Some(observation::error(reason::TOO_MANY))
                         }
                         Some(system) => {
@@ -338,7 +374,12 @@ impl<'a> Episode<'a> {
     ) -> Result<Option<String>, RolloutError> {
         let idx = self.agents.len() as u32;
         let mut agent = Agent::new(self.dialect, idx, Seat::Subagent, name, prompts, Some(stage), now)?;
-        let key = RngKey { seed: self.spec.run_seed, stream: Stream::Faults, episode: self.spec.stream_id, agent: idx };
+        let key = RngKey {
+            seed: self.spec.run_seed,
+            stream: Stream::Faults,
+            episode: self.spec.stream_id,
+            agent: idx,
+        };
         agent.outage = key.uniform_f64(0) < self.rules.outage_rate;
         let opened = agent.open_turn(self.dialect, &self.rules.subagent, now);
         self.answers_call.insert(idx, call);
@@ -462,7 +503,12 @@ impl<'a> Episode<'a> {
     }
 
     /// Gives a sub-agent its next turn once all its calls have come back.
-    fn advance_subagent(&mut self, idx: u32, now: Moment, actions: &mut Vec<Action>) -> Result<(), RolloutError> {
+    fn advance_subagent(
+        &mut self,
+        idx: u32,
+        now: Moment,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), RolloutError> {
         if !self.agents[idx as usize].all_resolved() {
             return Ok(());
         }
@@ -486,7 +532,8 @@ impl<'a> Episode<'a> {
             return Ok(());
         }
         let number = self.stages.len() as u32 - 1;
-        let sub_steps = self.agents.iter().filter(|a| a.stage == Some(number)).map(|a| a.steps_used).collect();
+        let sub_steps =
+            self.agents.iter().filter(|a| a.stage == Some(number)).map(|a| a.steps_used).collect();
         if let Some(stage) = self.stages.last_mut() {
             stage.sub_steps = sub_steps;
         }

@@ -28,7 +28,14 @@ impl Episode<'_> {
         let agents: Vec<AgentRecord> = self
             .agents
             .iter()
-            .map(|a| agent_record(a, if a.idx == 0 { &seats.orchestrator } else { &seats.subagent }, &longest, began))
+            .map(|a| {
+                agent_record(
+                    a,
+                    if a.idx == 0 { &seats.orchestrator } else { &seats.subagent },
+                    &longest,
+                    began,
+                )
+            })
             .collect();
         let orchestrator_branch = self.agents[0].branch.clone();
         let versions = || orchestrator_branch.policy_versions.iter().map(|v| v.2);
@@ -109,7 +116,9 @@ fn agent_record(agent: &Agent, identity: &Identity, longest: &[Option<u32>], beg
         end_tick: agent.ended.tick,
         t_start_ms: agent.started.ms - began.ms,
         t_end_ms: agent.ended.ms - began.ms,
-        on_critical_path: agent.stage.is_none_or(|s| longest.get(s as usize).copied().flatten() == Some(agent.idx)),
+        on_critical_path: agent
+            .stage
+            .is_none_or(|s| longest.get(s as usize).copied().flatten() == Some(agent.idx)),
     }
 }
 

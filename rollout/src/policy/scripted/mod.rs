@@ -102,8 +102,12 @@ pub(crate) fn say(script: Script, seat: Seat, view: View<'_>) -> Say {
         (Seat::Subagent, Script::Spammer) => Say::text("none"),
         (Seat::Subagent, _) => solver::solve(view),
         (Seat::Orchestrator, Script::Serial) => orchestrators::serial(view),
-        (Seat::Orchestrator, Script::Parallel) => orchestrators::delegate(view, orchestrators::Delegate::Independent),
-        (Seat::Orchestrator, Script::Human) => orchestrators::delegate(view, orchestrators::Delegate::Everything),
+        (Seat::Orchestrator, Script::Parallel) => {
+            orchestrators::delegate(view, orchestrators::Delegate::Independent)
+        }
+        (Seat::Orchestrator, Script::Human) => {
+            orchestrators::delegate(view, orchestrators::Delegate::Everything)
+        }
         (Seat::Orchestrator, Script::Spammer) => orchestrators::spammer(view),
     }
 }

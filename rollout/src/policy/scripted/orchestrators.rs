@@ -95,7 +95,8 @@ pub(super) fn spammer(view: View<'_>) -> Say {
 /// Does one of a handful of things, drawn from the agent's random stream.
 pub(super) fn random(view: View<'_>, seat: Seat) -> Say {
     let turn = view.messages.iter().filter(|m| m.role == Role::Assistant).count() as u32;
-    let drawn = |counter: u32, n: usize| ((view.key.uniform_f64(turn * 4 + counter) * n as f64) as usize).min(n - 1);
+    let drawn =
+        |counter: u32, n: usize| ((view.key.uniform_f64(turn * 4 + counter) * n as f64) as usize).min(n - 1);
     let parts = &view.task.parts;
     if view.forced_answer || parts.is_empty() {
         return Say::text("none");

@@ -86,7 +86,8 @@ impl<'a> Progress<'a> {
 
     /// The answer that what is known amounts to.
     pub fn answer(&self, task: &Task) -> String {
-        let values: Vec<&str> = leaves(task).filter_map(|p| self.known.get(p.id.as_str()).map(String::as_str)).collect();
+        let values: Vec<&str> =
+            leaves(task).filter_map(|p| self.known.get(p.id.as_str()).map(String::as_str)).collect();
         if values.is_empty() { "none".to_owned() } else { values.join(" ; ") }
     }
 }

@@ -1,0 +1,97 @@
+//! Shaping: the parts of an episode's reward put together, in both published forms.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Which formula puts the parts together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RewardForm {
+    /// The report's: λ1·r_parallel + λ2·r_finish + r_perf.
+    #[default]
+    K25,
+    /// The launch blog's: λ·r_parallel + (1 − λ)·(I\[success\]·Q), with λ1 as λ.
+    Blog,
+}
+
+impl RewardForm {
+    /// The name in configs and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::K25 => "k25",
+            Self::Blog => "blog",
+        }
+    }
+}
+
+/// What an episode earned, before weights; each from 0 to 1.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Parts {
+    /// Task success and quality.
+    pub perf: f64,
+    /// Instantiation.
+    pub parallel: f64,
+    /// Share of assigned work that got done.
+    pub finish: f64,
+    /// Every item right.
+    pub success: bool,
+}
+
+/// The weights at one step.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Lambdas {
+    /// λ1, of r_parallel (λ_aux in the blog form).
+    pub parallel: f64,
+    /// λ2, of r_finish.
+    pub finish: f64,
+}
+
+/// One term of the reward.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Component {
+    /// `r_perf`, `r_parallel` or `r_finish`.
+    pub component: &'static str,
+    /// Before its weight.
+    pub raw: f64,
+    /// Its weight.
+    pub weight: f64,
+    /// raw · weight.
+    pub value: f64,
+}
+
+/// The terms of the reward; the reward is the sum of their values in either form.
+pub fn shape(form: RewardForm, parts: Parts, lambdas: Lambdas) -> [Component; 3] {
+    let term = |component, raw: f64, weight: f64| Component { component, raw, weight, value: raw * weight };
+    match form {
+        RewardForm::K25 => [
+            term("r_perf", parts.perf, 1.0),
+            term("r_parallel", parts.parallel, lambdas.parallel),
+            term("r_finish", parts.finish, lambdas.finish),
+        ],
+        RewardForm::Blog => [
+            term("r_perf", if parts.success { parts.perf } else { 0.0 }, 1.0 - lambdas.parallel),
+            term("r_parallel", parts.parallel, lambdas.parallel),
+            term("r_finish", parts.finish, 0.0),
+        ],
+    }
+}
+
+/// Sum of the terms, in their order.
+pub fn total(components: &[Component]) -> f64 {
+    components.iter().map(|c| c.value).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_forms_by_hand() {
+        let parts = Parts { perf: 0.8, parallel: 0.5, finish: 1.0, success: false };
+        let lambdas = Lambdas { parallel: 0.1, finish: 0.05 };
+        assert!((total(&shape(RewardForm::K25, parts, lambdas)) - 0.9).abs() < 1e-12);
+        assert!((total(&shape(RewardForm::Blog, parts, lambdas)) - 0.05).abs() < 1e-12);
+        let solved = Parts { success: true, perf: 1.0, ..parts };
+        assert!((total(&shape(RewardForm::Blog, solved, lambdas)) - 0.95).abs() < 1e-12);
+    }
+}
