@@ -110,4 +110,10 @@ pub trait TaskSource: Send + Sync {
 
     /// The name in the log's `env_id`.
     fn name(&self) -> &str;
+
+    /// How many different tasks `split` holds before its stream repeats; `None` when it is endless.
+    fn count(&self, split: Split) -> Option<u64> {
+        let _ = split;
+        None
+    }
 }
