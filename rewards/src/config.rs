@@ -137,12 +137,11 @@ impl RewardsConfig {
             // Long schedules are smooth: a thousand points find their largest sum, and the start is among them.
             let stride = (last / 1000).max(1) as usize;
             let sum = |step: u64| self.lambda_parallel.at(step) + self.lambda_finish.at(step);
-            let worst =
-                (0..=last)
-                    .step_by(stride)
-                    .chain([last])
-                    .map(|s| (s, sum(s)))
-                    .fold((0, 0.0), |a, b| if b.1 > a.1 { b } else { a });
+            let worst = (0..=last)
+                .step_by(stride)
+                .chain([last])
+                .map(|s| (s, sum(s)))
+                .fold((0, 0.0), |a, b| if b.1 > a.1 { b } else { a });
             if worst.1 > self.lambda_sum_limit + 1e-12 {
                 issues.push((
                     "lambda_parallel".into(),

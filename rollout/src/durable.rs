@@ -1,1 +1,240 @@
-//! Durable file writes.
+//! The one way in which files of a run are written: whole or not at all, and on the disk when we say so.
+//!
+//! A failed fsync is final: the kernel may have dropped the data, so nothing here tries it again.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
+
+use crate::RolloutError;
+
+/// Ending of files that are not complete; what is left of them after a crash may be removed.
+pub const TEMPORARY: &str = "tmp";
+
+fn failed(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> RolloutError {
+    let path = path.to_owned();
+    move |source| RolloutError::Io { path, action, source }
+}
+
+/// The name under which `path` is written until it is complete.
+pub fn temporary(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".");
+    name.push(TEMPORARY);
+    path.with_file_name(name)
+}
+
+/// Makes a folder and those above it.
+///
+/// # Errors
+/// [`RolloutError::Io`].
+pub fn create_dir(path: &Path) -> Result<(), RolloutError> {
+    fs::create_dir_all(path).map_err(failed(path, "cannot create the folder"))
+}
+
+/// Makes the names in a folder durable.
+///
+/// # Errors
+/// [`RolloutError::Io`].
+pub fn sync_dir(path: &Path) -> Result<(), RolloutError> {
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(failed(path, "cannot sync the folder"))
+}
+
+/// Replaces or makes `path` with `bytes`: a reader sees the old file or the new one, also after a power loss.
+///
+/// # Errors
+/// [`RolloutError::Io`]; the old file is untouched then.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), RolloutError> {
+    write_with(path, |file| file.write_all(bytes))
+}
+
+/// As [`write_atomic`], with a writer in the place of bytes.
+///
+/// # Errors
+/// [`RolloutError::Io`]; the old file is untouched and nothing of the new one is left then.
+pub fn write_with(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), RolloutError> {
+    let partial = temporary(path);
+    let result = write_synced(&partial, write).and_then(|()| publish(&partial, path));
+    if result.is_err() {
+        // Best effort: the error that is reported is the first one.
+        let _ = fs::remove_file(&partial);
+    }
+    result
+}
+
+/// Writes a file under its temporary name and syncs it; [`publish`] gives it its own.
+///
+/// # Errors
+/// [`RolloutError::Io`].
+pub fn write_synced(partial: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), RolloutError> {
+    let mut file = File::create(partial).map_err(failed(partial, "cannot create"))?;
+    write(&mut file).map_err(failed(partial, "cannot write"))?;
+    file.sync_all().map_err(failed(partial, "cannot sync"))
+}
+
+/// Renames a synced temporary file to its own name and syncs the folder.
+///
+/// # Errors
+/// [`RolloutError::Io`].
+pub fn publish(partial: &Path, path: &Path) -> Result<(), RolloutError> {
+    fs::rename(partial, path).map_err(failed(path, "cannot rename into place"))?;
+    sync_dir(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// Moves a file or folder of a run to another place on the same disk.
+///
+/// # Errors
+/// [`RolloutError::Io`].
+pub fn relocate(from: &Path, to: &Path) -> Result<(), RolloutError> {
+    if let Some(parent) = to.parent() {
+        create_dir(parent)?;
+    }
+    fs::rename(from, to).map_err(failed(from, "cannot move"))?;
+    for folder in [from.parent(), to.parent()].into_iter().flatten() {
+        sync_dir(folder)?;
+    }
+    Ok(())
+}
+
+/// Reads a whole file.
+///
+/// # Errors
+/// [`RolloutError::Io`].
+pub fn read(path: &Path) -> Result<Vec<u8>, RolloutError> {
+    fs::read(path).map_err(failed(path, "cannot read"))
+}
+
+/// Names in a folder, sorted; none when there is no such folder.
+///
+/// # Errors
+/// [`RolloutError::Io`].
+pub fn names(path: &Path) -> Result<Vec<String>, RolloutError> {
+    let entries = match fs::read_dir(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(failed(path, "cannot list"))?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(failed(path, "cannot list"))?;
+        names.push(entry.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// BLAKE3 of a file, in hex, and its length in bytes.
+///
+/// # Errors
+/// [`RolloutError::Io`].
+pub fn hash_file(path: &Path) -> Result<(String, u64), RolloutError> {
+    let mut file = File::open(path).map_err(failed(path, "cannot open"))?;
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; 1 << 16];
+    let mut length = 0;
+    loop {
+        match file.read(&mut buffer).map_err(failed(path, "cannot read"))? {
+            0 => return Ok((hasher.finalize().to_hex().to_string(), length)),
+            n => {
+                hasher.update(&buffer[..n]);
+                length += n as u64;
+            }
+        }
+    }
+}
+
+/// A file of lines that only grows. What a crash left of a last line is cut off when it is opened again.
+#[derive(Debug)]
+pub struct Lines {
+    path: PathBuf,
+    file: File,
+}
+
+impl Lines {
+    /// Opens or makes `path`; the second value is the number of bytes of a torn last line that were cut off.
+    ///
+    /// # Errors
+    /// [`RolloutError::Io`].
+    pub fn open(path: &Path) -> Result<(Self, u64), RolloutError> {
+        let mut options = OpenOptions::new();
+        let mut file = options
+            .read(true)
+            .append(true)
+            .create(true)
+            .open(path)
+            .map_err(failed(path, "cannot open for appending"))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(failed(path, "cannot read"))?;
+        let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+        let torn = (bytes.len() - whole) as u64;
+        if torn > 0 {
+            file.set_len(whole as u64).map_err(failed(path, "cannot cut the torn last line off"))?;
+            file.sync_all().map_err(failed(path, "cannot sync"))?;
+        }
+        Ok((Self { path: path.to_owned(), file }, torn))
+    }
+
+    /// Appends one line, which must hold no line break.
+    ///
+    /// # Errors
+    /// [`RolloutError::Io`].
+    pub fn append(&mut self, line: &str) -> Result<(), RolloutError> {
+        self.file.write_all(format!("{line}\n").as_bytes()).map_err(failed(&self.path, "cannot append"))
+    }
+
+    /// Makes what was appended durable.
+    ///
+    /// # Errors
+    /// [`RolloutError::Io`].
+    pub fn sync(&mut self) -> Result<(), RolloutError> {
+        self.file.sync_data().map_err(failed(&self.path, "cannot sync"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("parl-durable-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir).unwrap();
+        dir
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file_and_nothing_else() {
+        let dir = folder("atomic");
+        let path = dir.join("state.json");
+        write_atomic(&path, b"old").unwrap();
+        let error = write_with(&path, |file| {
+            file.write_all(b"half of the n")?;
+            Err(io::Error::new(ErrorKind::StorageFull, "no space left"))
+        })
+        .unwrap_err()
+        .to_string();
+        assert!(error.contains("state.json") && error.contains("no space left"), "{error}");
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(names(&dir).unwrap(), ["state.json"]);
+        write_atomic(&path, b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_torn_last_line_is_cut_off() {
+        let dir = folder("lines");
+        let path = dir.join("metrics.jsonl");
+        let (mut lines, torn) = Lines::open(&path).unwrap();
+        assert_eq!(torn, 0);
+        lines.append("{\"step\":0}").unwrap();
+        lines.append("{\"step\":1}").unwrap();
+        lines.sync().unwrap();
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, [&whole[..], b"{\"st"].concat()).unwrap();
+        let (mut lines, torn) = Lines::open(&path).unwrap();
+        assert_eq!(torn, 4);
+        lines.append("{\"step\":2}").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "{\"step\":0}\n{\"step\":1}\n{\"step\":2}\n");
+        fs::remove_dir_all(dir).unwrap();
+    }
+}

@@ -30,7 +30,7 @@ pub struct Stage<'a> {
     /// Episodes under way at once.
     pub max_concurrent_episodes: usize,
     /// Milliseconds since the rollout began; only logged.
-    pub clock_ms: &'a dyn Fn() -> i64,
+    pub clock_ms: &'a (dyn Fn() -> i64 + Sync),
     /// Wall clock at which the rollout began, microseconds since 1970.
     pub epoch_us: i64,
 }

@@ -19,6 +19,11 @@ use super::{ToolOutcome, ToolSpec, Tools};
 use crate::RolloutError;
 use crate::tasks::Document;
 
+/// Name of the tool that finds documents.
+pub const SEARCH: &str = "search";
+/// Name of the tool that shows one.
+pub const OPEN: &str = "open";
+
 /// Distinct terms of a query that count; a longer one is cut, so that no query is slow.
 pub const MAX_QUERY_TERMS: usize = 32;
 
@@ -132,12 +137,12 @@ impl CorpusTools {
         terms.iter().flat_map(both).collect()
     }
 
-    /// `QUERY : ID title ; ID title`, or `QUERY : none`.
+    /// `QUERY : ID , TITLE ; ID , TITLE`, or `QUERY : none`.
     fn search(&self, query: &str) -> ToolOutcome {
         match self.hits(query) {
             Ok(hits) if hits.is_empty() => ToolOutcome::Ok(format!("{} : none", one_line(query))),
             Ok(hits) => {
-                let hits: Vec<_> = hits.iter().map(|hit| format!("{} {}", hit.id, hit.title)).collect();
+                let hits: Vec<_> = hits.iter().map(|hit| format!("{} , {}", hit.id, hit.title)).collect();
                 ToolOutcome::Ok(format!("{} : {}", one_line(query), hits.join(" ; ")))
             }
             Err(error) => ToolOutcome::Down(error.to_string()),
@@ -161,11 +166,18 @@ impl Tools for CorpusTools {
     fn call(&self, name: &str, arguments: &[String]) -> Option<ToolOutcome> {
         let argument = arguments.first().map_or("", String::as_str);
         match name {
-            "search" => Some(self.search(argument)),
-            "open" => Some(self.open(argument)),
+            SEARCH => Some(self.search(argument)),
+            OPEN => Some(self.open(argument)),
             _ => None,
         }
     }
+}
+
+/// The id of the best hit in a result of `search(query)`, for readers that know no better way; `None` where
+/// nothing was found.
+pub fn first_hit<'a>(query: &str, result: &'a str) -> Option<&'a str> {
+    let hits = result.strip_prefix(&one_line(query))?.strip_prefix(" : ")?;
+    hits.split_once(" , ").map(|(id, _)| id)
 }
 
 fn specs() -> Vec<ToolSpec> {
@@ -175,8 +187,8 @@ fn specs() -> Vec<ToolSpec> {
         description: description.to_string(),
     };
     vec![
-        spec("search", "query", "Finds documents by words; gives ids and titles, best first."),
-        spec("open", "doc", "Gives the text of the document with this id."),
+        spec(SEARCH, "query", "Finds documents by words; gives ids and titles, best first."),
+        spec(OPEN, "doc", "Gives the text of the document with this id."),
     ]
 }
 

@@ -1,0 +1,203 @@
+//! The log of a run: steps are sealed one by one, verified before they are trusted, and set aside on resume.
+//!
+//! `trajectories/v1/<table>/step_000100/part-r0000-000.parquet`, and `trajectories/v1/manifests/step_000100.json`
+//! whose rename is the commit of the step.
+
+use std::path::{Path, PathBuf};
+
+use super::Table;
+use super::manifest::{FileEntry, Manifest, SCHEMA_VERSION};
+use super::record::EpisodeRecord;
+use super::segment;
+use super::tables::{Keys, batch};
+use crate::RolloutError;
+use crate::durable;
+
+/// What every file of the log says about its origin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogMeta {
+    /// The run's name.
+    pub run_id: String,
+    /// Launch of the run, from 0.
+    pub attempt: u32,
+    /// BLAKE3 of the resolved config.
+    pub config_blake3: String,
+    /// Commit of the source, or `unknown`.
+    pub git_commit: String,
+    /// What is trained.
+    pub model: String,
+    /// BLAKE3 of the tokenizer.
+    pub tokenizer_blake3: String,
+}
+
+impl LogMeta {
+    fn pairs(&self, table: Table) -> Vec<(String, String)> {
+        [
+            ("schema_version", SCHEMA_VERSION),
+            ("table", table.name()),
+            ("run_id", &self.run_id),
+            ("attempt", &self.attempt.to_string()),
+            ("config_blake3", &self.config_blake3),
+            ("git_commit", &self.git_commit),
+            ("model", &self.model),
+            ("tokenizer_blake3", &self.tokenizer_blake3),
+            ("writer", concat!("parl ", env!("CARGO_PKG_VERSION"))),
+        ]
+        .map(|(key, value)| (format!("parl.{key}"), value.to_owned()))
+        .to_vec()
+    }
+}
+
+/// The log of a run, for its one writer and for readers.
+#[derive(Debug, Clone)]
+pub struct TrajectoryLog {
+    root: PathBuf,
+    meta: LogMeta,
+}
+
+fn step_name(step: u32) -> String {
+    format!("step_{step:06}")
+}
+
+fn step_number(name: &str) -> Option<u32> {
+    name.strip_prefix("step_")?.trim_end_matches(".json").parse().ok()
+}
+
+impl TrajectoryLog {
+    /// The log under a run's folder.
+    pub fn new(run: &Path, meta: LogMeta) -> Self {
+        Self { root: run.join("trajectories").join("v1"), meta }
+    }
+
+    fn manifest_path(&self, step: u32) -> PathBuf {
+        self.root.join("manifests").join(format!("{}.json", step_name(step)))
+    }
+
+    /// Writes a step's five tables and seals them. Rows are sorted by (group, episode).
+    ///
+    /// # Errors
+    /// [`RolloutError::Io`] or [`RolloutError::Log`]; the step is then not there for any reader.
+    pub fn write_step(&self, step: u32, records: &[EpisodeRecord]) -> Result<Manifest, RolloutError> {
+        let mut records = records.to_vec();
+        records.sort_by(|a, b| (&a.group_id, &a.episode_id).cmp(&(&b.group_id, &b.episode_id)));
+        let keys = Keys { run_id: &self.meta.run_id, attempt: self.meta.attempt, train_step: step };
+        let mut parts = Vec::new();
+        let mut files = Vec::new();
+        for table in Table::ALL {
+            let relative = format!("{}/{}/part-r0000-000.parquet", table.name(), step_name(step));
+            let path = self.root.join(&relative);
+            durable::create_dir(path.parent().unwrap_or(&self.root))?;
+            let partial = durable::temporary(&path);
+            let rows = batch(table, &keys, &records, &self.meta.pairs(table))?;
+            segment::write(&partial, table, &rows)?;
+            let (blake3, bytes) = durable::hash_file(&partial)?;
+            let rows = rows.num_rows() as u64;
+            files.push(FileEntry { table: table.name().to_owned(), path: relative, rows, bytes, blake3 });
+            parts.push((partial, path));
+        }
+        for (partial, path) in parts {
+            durable::publish(&partial, &path)?;
+        }
+        for table in Table::ALL {
+            durable::sync_dir(&self.root.join(table.name()))?;
+        }
+        let (manifest, bytes) = Manifest {
+            schema_version: SCHEMA_VERSION.to_owned(),
+            run_id: self.meta.run_id.clone(),
+            attempt: self.meta.attempt,
+            train_step: step,
+            episodes: records.len() as u64,
+            canonical_blake3: canonical_hash(&records),
+            files,
+            self_blake3: String::new(),
+        }
+        .seal()?;
+        let path = self.manifest_path(step);
+        durable::create_dir(path.parent().unwrap_or(&self.root))?;
+        durable::write_atomic(&path, &bytes)?;
+        Ok(manifest)
+    }
+
+    /// Steps that are sealed, in order.
+    ///
+    /// # Errors
+    /// [`RolloutError::Io`].
+    pub fn sealed_steps(&self) -> Result<Vec<u32>, RolloutError> {
+        let names = durable::names(&self.root.join("manifests"))?;
+        Ok(names.iter().filter(|n| n.ends_with(".json")).filter_map(|n| step_number(n)).collect())
+    }
+
+    /// Checks every byte of a sealed step against its manifest.
+    ///
+    /// # Errors
+    /// [`RolloutError::Corrupt`] naming the file, [`RolloutError::Io`] for one that is missing.
+    pub fn verify(&self, step: u32) -> Result<Manifest, RolloutError> {
+        let path = self.manifest_path(step);
+        let manifest = Manifest::parse(&path, &durable::read(&path)?)?;
+        if manifest.train_step != step {
+            let message = format!("the manifest is of step {}, not {step}", manifest.train_step);
+            return Err(RolloutError::Corrupt { path, message });
+        }
+        for file in &manifest.files {
+            let path = self.root.join(&file.path);
+            let (blake3, bytes) = durable::hash_file(&path)?;
+            if (&blake3, bytes) != (&file.blake3, file.bytes) {
+                let message = format!(
+                    "the file is damaged: {bytes} bytes with hash {blake3}, the manifest says {} bytes with {}",
+                    file.bytes, file.blake3
+                );
+                return Err(RolloutError::Corrupt { path, message });
+            }
+        }
+        Ok(manifest)
+    }
+
+    /// Moves everything of steps after `last` (of all steps when `None`), and everything that no manifest
+    /// names, to `quarantine`; returns the steps that were moved.
+    ///
+    /// # Errors
+    /// [`RolloutError::Io`].
+    pub fn quarantine_after(&self, last: Option<u32>, quarantine: &Path) -> Result<Vec<u32>, RolloutError> {
+        let sealed = self.sealed_steps()?;
+        let keep = |step: u32| last.is_some_and(|last| step <= last) && sealed.contains(&step);
+        let mut moved = Vec::new();
+        // Manifests first: a step without one is not there, whatever happens after.
+        for folder in std::iter::once("manifests").chain(Table::ALL.map(Table::name)) {
+            for name in durable::names(&self.root.join(folder))? {
+                let step = step_number(&name);
+                if step.is_some_and(keep) {
+                    continue;
+                }
+                durable::relocate(&self.root.join(folder).join(&name), &quarantine.join(folder).join(&name))?;
+                moved.extend(step);
+            }
+        }
+        moved.sort_unstable();
+        moved.dedup();
+        Ok(moved)
+    }
+}
+
+/// BLAKE3 over the records without times: equal seeds give equal hashes, on any day and in any attempt.
+fn canonical_hash(records: &[EpisodeRecord]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for record in records {
+        let mut plain = record.clone();
+        plain.started_at_us = 0;
+        for ms in [&mut plain.duration_ms, &mut plain.critical_ms, &mut plain.total_ms] {
+            *ms = 0;
+        }
+        for agent in &mut plain.agents {
+            (agent.t_start_ms, agent.t_end_ms) = (0, 0);
+        }
+        for step in &mut plain.steps {
+            (step.t_queue_ms, step.t_start_ms, step.t_end_ms) = (0, 0, 0);
+            for call in &mut step.tool_calls {
+                (call.t_start_ms, call.t_end_ms) = (0, 0);
+            }
+        }
+        // Debug prints every float so that it reads back to the same bits.
+        hasher.update(format!("{plain:?}\n").as_bytes());
+    }
+    hasher.finalize().to_hex().to_string()
+}
