@@ -28,7 +28,8 @@ pub fn for_each_row(
         action: "cannot open",
         source,
     })?;
-    let reader = ParquetRecordBatchReaderBuilder::try_new(file).and_then(ParquetRecordBatchReaderBuilder::build);
+    let reader =
+        ParquetRecordBatchReaderBuilder::try_new(file).and_then(ParquetRecordBatchReaderBuilder::build);
     let reader = reader.map_err(|error| corrupt(format!("not a readable Parquet file: {error}")))?;
     let mut number = 0;
     for batch in reader {
@@ -83,7 +84,9 @@ fn cell(column: &ArrayRef, row: usize) -> Option<Value> {
         DataType::Boolean => Some(Value::from(column.as_boolean().value(row))),
         DataType::Int64 => Some(Value::from(column.as_primitive::<Int64Type>().value(row))),
         DataType::UInt64 => Some(Value::from(column.as_primitive::<UInt64Type>().value(row))),
-        DataType::Float64 => Number::from_f64(column.as_primitive::<Float64Type>().value(row)).map(Value::Number),
+        DataType::Float64 => {
+            Number::from_f64(column.as_primitive::<Float64Type>().value(row)).map(Value::Number)
+        }
         _ => None,
     }
 }

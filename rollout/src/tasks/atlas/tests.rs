@@ -251,10 +251,7 @@ fn the_default_world_is_pinned() {
     let prompts: String =
         tasks(&world, 200).map(|task| format!("{} {}\n", task.prompt, task.answer)).collect();
     let hash = blake3::hash(format!("{text}{prompts}").as_bytes()).to_hex();
-    for index in 0..6 {
-        println!("{}\n  {}", world.task(Split::Train, index).prompt, world.documents()[index as usize].text);
-    }
-    assert_eq!(hash[..16], *"pinned");
+    assert_eq!(hash[..16], *"2d79a57363d341ca");
 }
 
 #[test]

@@ -83,7 +83,8 @@ impl Flat {
             let mut ids: Vec<String> = Vec::new();
             for id in &part.depends_on {
                 let stand_for = self.stands_for.get(id);
-                let stand_for = stand_for.ok_or_else(|| format!("{at}.depends_on: {id:?} is no part of this task"))?;
+                let stand_for =
+                    stand_for.ok_or_else(|| format!("{at}.depends_on: {id:?} is no part of this task"))?;
                 ids.extend(stand_for.iter().cloned());
             }
             let mut seen = HashSet::new();
@@ -112,7 +113,10 @@ fn in_order(mut parts: Vec<SubTask>) -> Result<Vec<SubTask>, Fault> {
         }
         if waiting.len() == before {
             let ids: Vec<&str> = waiting.iter().map(|part| part.id.as_str()).collect();
-            return Err(format!("decomposition: {} can never be asked, each waits for another", ids.join(", ")));
+            return Err(format!(
+                "decomposition: {} can never be asked, each waits for another",
+                ids.join(", ")
+            ));
         }
         parts = waiting;
     }

@@ -15,20 +15,23 @@ const MAX_LINE_BYTES: u64 = 16 * 1024 * 1024;
 /// What is wrong with a row; the caller knows the file and line.
 pub(super) type Fault = String;
 
-/// Calls `visit` with each row of `path`, in order. In Parquet the columns named in `json_columns` hold JSON text.
+/// Calls `visit` with each row of `path`, in order, and its line (JSONL) or row (Parquet) from 1. In Parquet the
+/// columns named in `json_columns` hold JSON text.
 pub(super) fn for_each_row(
     path: &Path,
     json_columns: &[&str],
-    visit: &mut dyn FnMut(Map<String, Value>) -> Result<(), Fault>,
+    visit: &mut dyn FnMut(u64, Map<String, Value>) -> Result<(), Fault>,
 ) -> Result<(), RolloutError> {
     let at = |line, message| RolloutError::Row { path: path.to_path_buf(), line, message };
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("jsonl") => {
             let file = File::open(path).map_err(|source| unreadable(path, source))?;
-            lines(path, BufReader::new(file), &mut |line, row| visit(row).map_err(|fault| at(line, fault)))
+            lines(path, BufReader::new(file), &mut |line, row| {
+                visit(line, row).map_err(|fault| at(line, fault))
+            })
         }
         Some("parquet") => table_in::for_each_row(path, &mut |line, row| {
-            parse_columns(row, json_columns).and_then(&mut *visit).map_err(|fault| at(line, fault))
+            parse_columns(row, json_columns).and_then(|row| visit(line, row)).map_err(|fault| at(line, fault))
         }),
         _ => Err(RolloutError::Corrupt {
             path: path.to_path_buf(),
@@ -62,7 +65,7 @@ fn lines(
         if bytes.trim_ascii().is_empty() {
             continue;
         }
-        let value = serde_json::from_slice(&bytes).map_err(|error| wrong(format!("not valid JSON: {error}")))?;
+        let value = serde_json::from_slice(bytes.trim_ascii()).map_err(|error| wrong(not_json(&error)))?;
         match value {
             Value::Object(row) => visit(line, row)?,
             other => return Err(wrong(format!("the row is {}, must be an object", kind_of(&other)))),
@@ -77,11 +80,19 @@ fn parse_columns(mut row: Map<String, Value>, json_columns: &[&str]) -> Result<M
         if let Some(cell) = row.get_mut(*column)
             && let Value::String(text) = cell
         {
-            *cell = serde_json::from_str(text)
-                .map_err(|error| format!("{column}: the column holds JSON, and this is none: {error}"))?;
+            *cell = serde_json::from_str(text).map_err(|error| {
+                format!("{column}: {}; the column holds JSON, text stands in quotes", not_json(&error))
+            })?;
         }
     }
     Ok(row)
+}
+
+/// What the parser says, without its count of lines: a row is one line.
+fn not_json(error: &serde_json::Error) -> Fault {
+    let text = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    format!("not valid JSON at column {}: {}", error.column(), text.strip_suffix(&place).unwrap_or(&text))
 }
 
 /// A value's type in words.

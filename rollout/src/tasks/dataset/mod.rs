@@ -18,6 +18,17 @@ use serde::{Deserialize, Serialize};
 use super::{Document, Split, Task, TaskSource};
 use crate::RolloutError;
 
+/// What `open` calls a document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DocumentIds {
+    /// The row's `doc_id`, unique in the file.
+    #[default]
+    Column,
+    /// The number of the line (JSONL) or row (Parquet), from 1; `doc_id` is not read.
+    Row,
+}
+
 /// Tasks and a corpus from files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -28,6 +39,9 @@ pub struct DatasetConfig {
     pub tasks: PathBuf,
     /// The documents that `search` and `open` see: a `.jsonl` or `.parquet` file with the columns of docs/tasks.md.
     pub corpus: PathBuf,
+    /// What `open` calls a document: `column`, its `doc_id`, or `row`, its number in the file, for a corpus whose
+    /// ids are missing or not unique.
+    pub document_ids: DocumentIds,
     /// Metric of every task, whatever its row says; null leaves the rows' own.
     pub metric: Option<Metric>,
     /// Share of the tasks that are held out, by a hash of their ids, where their rows name no split. From 0 to 1.
@@ -40,6 +54,7 @@ impl Default for DatasetConfig {
             name: "dataset".to_string(),
             tasks: PathBuf::new(),
             corpus: PathBuf::new(),
+            document_ids: DocumentIds::Column,
             metric: None,
             heldout_fraction: 0.2,
         }
@@ -87,7 +102,7 @@ impl DatasetSource {
         }
         let (heldout, train) =
             read_tasks(config)?.into_iter().partition(|task: &Task| task.split == Split::Heldout);
-        Ok(Self { name: config.name.clone(), train, heldout, documents: read_documents(&config.corpus)? })
+        Ok(Self { name: config.name.clone(), train, heldout, documents: read_documents(config)? })
     }
 
     fn side(&self, split: Split) -> &[Task] {
@@ -101,7 +116,7 @@ impl DatasetSource {
 fn read_tasks(config: &DatasetConfig) -> Result<Vec<Task>, RolloutError> {
     let mut tasks: Vec<Task> = Vec::new();
     let mut ids = HashSet::new();
-    file::for_each_row(&config.tasks, &row::TASK_JSON_COLUMNS, &mut |row| {
+    file::for_each_row(&config.tasks, &row::TASK_JSON_COLUMNS, &mut |_, row| {
         let task = row::task(&row, config.metric, config.heldout_fraction)?;
         if !ids.insert(task.id.clone()) {
             return Err(format!("id: {:?} is used twice in this file", task.id));
@@ -112,18 +127,21 @@ fn read_tasks(config: &DatasetConfig) -> Result<Vec<Task>, RolloutError> {
     not_empty(&config.tasks, tasks)
 }
 
-fn read_documents(path: &Path) -> Result<Vec<Document>, RolloutError> {
+fn read_documents(config: &DatasetConfig) -> Result<Vec<Document>, RolloutError> {
     let mut documents: Vec<Document> = Vec::new();
     let mut ids = HashSet::new();
-    file::for_each_row(path, &[], &mut |row| {
-        let document = row::document(&row)?;
+    file::for_each_row(&config.corpus, &[], &mut |number, row| {
+        let document = row::document(number, &row, config.document_ids)?;
         if !ids.insert(document.id.clone()) {
-            return Err(format!("doc_id: {:?} is used twice in this file", document.id));
+            return Err(format!(
+                "doc_id: {:?} is used twice in this file; document_ids: row would number documents",
+                document.id
+            ));
         }
         documents.push(document);
         Ok(())
     })?;
-    not_empty(path, documents)
+    not_empty(&config.corpus, documents)
 }
 
 fn not_empty<T>(path: &Path, rows: Vec<T>) -> Result<Vec<T>, RolloutError> {

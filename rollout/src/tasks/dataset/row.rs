@@ -3,6 +3,7 @@
 use parl_rewards::metrics::Metric;
 use serde_json::{Map, Value};
 
+use super::DocumentIds;
 use super::decomposition::flatten;
 use super::fields::Fields;
 use super::file::Fault;
@@ -15,7 +16,11 @@ const TASK_KEYS: [&str; 7] = ["id", "prompt", "answer", "metric", "split", "kind
 const DOCUMENT_KEYS: [&str; 4] = ["doc_id", "title", "url", "text"];
 
 /// A task; `metric` goes before the row's own, and `heldout_fraction` decides where no split is named.
-pub(super) fn task(row: &Map<String, Value>, metric: Option<Metric>, heldout_fraction: f64) -> Result<Task, Fault> {
+pub(super) fn task(
+    row: &Map<String, Value>,
+    metric: Option<Metric>,
+    heldout_fraction: f64,
+) -> Result<Task, Fault> {
     let fields = Fields::new(row, "", &TASK_KEYS)?;
     let id = fields.text("id")?;
     let prompt = fields.text("prompt")?;
@@ -35,19 +40,20 @@ pub(super) fn task(row: &Map<String, Value>, metric: Option<Metric>, heldout_fra
     })
 }
 
-/// A document. The row's `url` is for humans.
-pub(super) fn document(row: &Map<String, Value>) -> Result<Document, Fault> {
+/// The document of row `number`. The row's `url` is for humans.
+pub(super) fn document(number: u64, row: &Map<String, Value>, ids: DocumentIds) -> Result<Document, Fault> {
     let fields = Fields::new(row, "", &DOCUMENT_KEYS)?;
     fields.optional_text("url")?;
-    Ok(Document {
-        id: fields.text("doc_id")?.to_string(),
-        title: fields.text("title")?.to_string(),
-        text: fields.text("text")?.to_string(),
-    })
+    let id = match ids {
+        DocumentIds::Column => fields.text("doc_id")?.to_string(),
+        DocumentIds::Row => number.to_string(),
+    };
+    Ok(Document { id, title: fields.text("title")?.to_string(), text: fields.text("text")?.to_string() })
 }
 
 fn answer(fields: &Fields<'_>) -> Result<Value, Fault> {
-    let answer = fields.value("answer").ok_or("answer: missing, must be text, number, boolean, list or map")?;
+    let answer =
+        fields.value("answer").ok_or("answer: missing, must be text, number, boolean, list or map")?;
     let empty = match answer {
         Value::String(text) => text.trim().is_empty(),
         Value::Array(items) => items.is_empty(),
