@@ -66,7 +66,10 @@ pub fn write_with(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) 
 ///
 /// # Errors
 /// [`RolloutError::Io`].
-pub fn write_synced(partial: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), RolloutError> {
+pub fn write_synced(
+    partial: &Path,
+    write: impl FnOnce(&mut File) -> io::Result<()>,
+) -> Result<(), RolloutError> {
     let mut file = File::create(partial).map_err(failed(partial, "cannot create"))?;
     write(&mut file).map_err(failed(partial, "cannot write"))?;
     file.sync_all().map_err(failed(partial, "cannot sync"))

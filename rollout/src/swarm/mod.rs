@@ -8,6 +8,8 @@ pub mod driver;
 pub mod episode;
 mod finish;
 pub mod observation;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

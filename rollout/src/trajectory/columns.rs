@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, BooleanArray, Float32Array, Float64Array, Int32Array, Int64Array, ListArray, RecordBatch,
-    StringArray, StructArray, TimestampMicrosecondArray,
+    Array, ArrayRef, BooleanArray, Float32Array, Float64Array, Int32Array, Int64Array, ListArray,
+    RecordBatch, StringArray, StructArray, TimestampMicrosecondArray,
 };
 use arrow::buffer::{NullBuffer, OffsetBuffer};
 use arrow::datatypes::{Field, Fields, Schema};
@@ -85,19 +85,26 @@ impl Columns {
     }
 
     pub fn batch(self, metadata: &[(String, String)]) -> Result<RecordBatch, RolloutError> {
-        let schema = Schema::new_with_metadata(self.fields, metadata.iter().cloned().collect::<HashMap<_, _>>());
+        let schema =
+            Schema::new_with_metadata(self.fields, metadata.iter().cloned().collect::<HashMap<_, _>>());
         RecordBatch::try_new(Arc::new(schema), self.arrays).map_err(|e| RolloutError::Log(e.to_string()))
     }
 }
 
-fn list(lengths: impl IntoIterator<Item = usize>, elements: ArrayRef, valid: Option<NullBuffer>) -> ListArray {
+fn list(
+    lengths: impl IntoIterator<Item = usize>,
+    elements: ArrayRef,
+    valid: Option<NullBuffer>,
+) -> ListArray {
     let field = Arc::new(Field::new("element", elements.data_type().clone(), false));
     ListArray::new(field, OffsetBuffer::from_lengths(lengths), elements, valid)
 }
 
 /// Elements of a list of structures.
 pub(super) fn structure(columns: Vec<(&str, bool, ArrayRef)>) -> ArrayRef {
-    let fields: Fields =
-        columns.iter().map(|(name, nullable, array)| Field::new(*name, array.data_type().clone(), *nullable)).collect();
+    let fields: Fields = columns
+        .iter()
+        .map(|(name, nullable, array)| Field::new(*name, array.data_type().clone(), *nullable))
+        .collect();
     Arc::new(StructArray::new(fields, columns.into_iter().map(|c| c.2).collect(), None))
 }

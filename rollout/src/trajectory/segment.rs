@@ -48,8 +48,8 @@ pub(super) fn write(partial: &Path, table: Table, batch: &RecordBatch) -> Result
 }
 
 fn encode(file: &mut File, batch: &RecordBatch, properties: WriterProperties) -> io::Result<()> {
-    let mut writer =
-        ArrowWriter::try_new(file, Arc::clone(batch.schema_ref()), Some(properties)).map_err(io::Error::other)?;
+    let mut writer = ArrowWriter::try_new(file, Arc::clone(batch.schema_ref()), Some(properties))
+        .map_err(io::Error::other)?;
     writer.write(batch).map_err(io::Error::other)?;
     writer.close().map_err(io::Error::other)?;
     Ok(())

@@ -64,7 +64,10 @@ impl<'a, T> Rows<'a, T> {
     }
 }
 
-fn key_columns<'a>(keys: &Keys<'_>, episodes: impl ExactSizeIterator<Item = &'a EpisodeRecord> + Clone) -> Columns {
+fn key_columns<'a>(
+    keys: &Keys<'_>,
+    episodes: impl ExactSizeIterator<Item = &'a EpisodeRecord> + Clone,
+) -> Columns {
     let n = episodes.len();
     Columns::default()
         .text("run_id", std::iter::repeat_n(keys.run_id, n))
