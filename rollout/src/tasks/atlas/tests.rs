@@ -129,6 +129,10 @@ fn splits_share_no_entity_and_no_guild() {
             world.world.guilds[world.world.guilds_of(split)].iter().flat_map(|guild| guild.members.clone());
         assert!(linked.chain(listed).all(|index| side.contains(&index)));
     }
+    for (index, entity) in world.world.entities.iter().enumerate() {
+        let targets: BTreeSet<usize> = entity.links.iter().flatten().copied().collect();
+        assert!(targets.len() == 2 && !targets.contains(&index), "{entity:?}");
+    }
     let names: BTreeSet<_> = world.documents().iter().map(|document| &document.title).collect();
     let ids: BTreeSet<_> = world.documents().iter().map(|document| &document.id).collect();
     assert_eq!((names.len(), ids.len()), (2250, 2250));
