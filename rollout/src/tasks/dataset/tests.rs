@@ -54,7 +54,7 @@ impl Folder {
 
     /// The text of the error, without the folder.
     fn refusal(&self, result: Result<DatasetSource, RolloutError>) -> String {
-        let error = result.err().expect("a refusal").to_string();
+        let error = result.expect_err("a refusal").to_string();
         error.replace(&format!("{}/", self.0.display()), "")
     }
 }
@@ -330,11 +330,8 @@ fn bad_tables_are_refused_with_their_row_or_column() {
 #[test]
 fn the_split_follows_ids_and_the_settings_metric_wins() {
     let folder = Folder::new();
-    let lines: String = (0..2000)
-        .map(|id| {
-            format!("{}\n", json!({"id": format!("t{id}"), "prompt": "p", "answer": 1, "metric": "f1"}))
-        })
-        .collect();
+    let line = |id| json!({"id": format!("t{id}"), "prompt": "p", "answer": 1, "metric": "f1"}).to_string();
+    let lines = (0..2000).map(line).collect::<Vec<_>>().join("\n");
     let (tasks, corpus) = (folder.write("tasks.jsonl", lines), folder.write("corpus.jsonl", CORPUS));
     let mut config = DatasetConfig { tasks, corpus, metric: Some(Metric::Exact), ..DatasetConfig::default() };
     let heldout = |config: &DatasetConfig| -> HashSet<String> {
