@@ -1,11 +1,11 @@
-//! Rollouts: the engine, the swarm of agents, policies, tools, tasks and the trajectory log.
+//! Rollouts: the swarm of agents, policies, tools, tasks and the trajectory log.
 //!
-//! Decisions are pure (`swarm`, `engine`'s scheduler); files, the index and the backend are at the edge. This
+//! Decisions are pure (`swarm`); files and the index are at the edge. This
 //! crate never touches the learner, and nothing below it knows what an agent is.
 
+pub mod config;
 pub mod dialect;
 pub mod durable;
-pub mod engine;
 mod error;
 pub mod policy;
 pub mod swarm;

@@ -1,6 +1,5 @@
 //! Policies: who draws an agent's turns.
 
-pub mod local;
 pub mod pair;
 pub mod scripted;
 

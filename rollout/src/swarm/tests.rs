@@ -115,7 +115,7 @@ impl<'a> Told<'a> {
 
     fn record(self) -> EpisodeRecord {
         let identity = |name: &str| Identity { name: name.into(), trainable: false };
-        let seats = super::finish::Seats { orchestrator: identity("a"), subagent: identity("b") };
+        let seats = finish::Seats { orchestrator: identity("a"), subagent: identity("b") };
         self.episode.into_record(&seats, 0).unwrap()
     }
 }
@@ -214,7 +214,8 @@ fn a_stage_costs_its_longest_sub_agent_and_the_budget_is_hard() {
     let record = told.record();
     assert_eq!((record.status, record.critical_steps, record.total_steps), (Status::Budget, 7, 8));
     assert_eq!((record.n_assigned, record.n_finished, record.max_concurrency), (2, 1, 2));
-    assert_eq!(record.steps.last().unwrap().finish_reason, "forced");
+    let last = record.steps.iter().rfind(|s| s.agent_idx == 0).unwrap();
+    assert_eq!(last.finish_reason, "forced");
     let critical: Vec<bool> = record.agents.iter().map(|a| a.on_critical_path).collect();
     assert_eq!(critical, [true, false, true]);
 }
@@ -270,7 +271,7 @@ fn contexts_are_bounded() {
     let mut small = rules();
     small.orchestrator.max_context_tokens = 24;
     let mut told = Told::new(&small, &dialect);
-    told.turn(0, "", &[search()]).turn(0, "", &[search()]);
+    told.turn(0, "", &[search()]);
     assert_eq!(told.record().failure_kind.as_deref(), Some("context"));
 }
 

@@ -248,9 +248,11 @@ mod tests {
 
     #[test]
     fn search_echoes_the_query_and_ranks_titles_first() {
-        let expected = "n3 heron : 3 4 heron ; 1 2 blue lake";
+        let expected = "n3 heron : 3 4 , heron ; 1 2 , blue lake";
         assert_eq!(call(&tools(3), "search", " n3  heron "), ToolOutcome::Ok(expected.to_string()));
-        assert_eq!(call(&tools(1), "search", "heron"), ToolOutcome::Ok("heron : 3 4 heron".to_string()));
+        assert_eq!(first_hit("n3  heron", expected), Some("3 4"));
+        assert_eq!(first_hit("wolf", "wolf : none"), None);
+        assert_eq!(call(&tools(1), "search", "heron"), ToolOutcome::Ok("heron : 3 4 , heron".to_string()));
     }
 
     #[test]

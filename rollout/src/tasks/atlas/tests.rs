@@ -267,7 +267,7 @@ fn search_finds_every_document_first() {
         let start = Instant::now();
         for (index, document) in world.documents().iter().enumerate() {
             for query in [document.title.clone(), format!("n{} {}", index % 24 + 1, document.title)] {
-                let expected = format!("{query} : {} {}", document.id, document.title);
+                let expected = format!("{query} : {} , {}", document.id, document.title);
                 assert_eq!(tools.call("search", &[query]), Some(ToolOutcome::Ok(expected)));
             }
             let opened = tools.call("open", std::slice::from_ref(&document.id));

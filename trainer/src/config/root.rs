@@ -1,0 +1,96 @@
+//! The whole config: one section a subject, each owned by the crate that it is about.
+
+use parl_rewards::config::RewardsConfig;
+use parl_rollout::config::RolloutConfig;
+use parl_rollout::tasks::atlas::AtlasConfig;
+use parl_rollout::tasks::dataset::DatasetConfig;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Issue, Validate};
+
+/// The run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunConfig {
+    /// Name of the run and of its folder.
+    pub name: String,
+    /// Folder of all runs.
+    pub dir: String,
+    /// Seed of everything that is drawn, the world and its tasks excepted (`tasks.seed`).
+    pub seed: u64,
+    /// Training steps in all.
+    #[schemars(range(min = 1, max = 1000000000))]
+    pub max_steps: u64,
+    /// Held-out tasks of the table at the end; 0 leaves it out.
+    #[schemars(range(min = 0, max = 1000000))]
+    pub final_eval_tasks: u32,
+}
+
+impl Default for RunConfig {
+    fn default() -> Self {
+        Self {
+            name: "parl".to_owned(),
+            dir: "runs".to_owned(),
+            seed: 0,
+            max_steps: 10,
+            final_eval_tasks: 100,
+        }
+    }
+}
+
+/// Where tasks come from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum TasksConfig {
+    /// The generated world.
+    Atlas(AtlasConfig),
+    /// Tasks and a corpus from files.
+    Dataset(DatasetConfig),
+}
+
+impl Default for TasksConfig {
+    fn default() -> Self {
+        Self::Atlas(AtlasConfig::default())
+    }
+}
+
+/// A run's config.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The run.
+    pub run: RunConfig,
+    /// Where tasks come from.
+    pub tasks: TasksConfig,
+    /// Rollouts.
+    pub rollout: RolloutConfig,
+    /// Rewards.
+    pub rewards: RewardsConfig,
+}
+
+impl Validate for Config {
+    fn issues(&self) -> Vec<Issue> {
+        let tasks = match &self.tasks {
+            TasksConfig::Atlas(atlas) => atlas.validate(),
+            TasksConfig::Dataset(dataset) => dataset.validate(),
+        };
+        let sections =
+            [("tasks", tasks), ("rollout", self.rollout.validate()), ("rewards", self.rewards.issues())];
+        let mut issues: Vec<Issue> = sections
+            .into_iter()
+            .flat_map(|(section, faults)| {
+                faults
+                    .into_iter()
+                    .map(move |(key, message)| Issue { key: format!("{section}.{key}"), message })
+            })
+            .collect();
+        let name = &self.run.name;
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
+            let message = format!("`{name}` is not a plain folder name of letters, digits, `-`, `_` and `.`");
+            issues.push(Issue { key: "run.name".to_owned(), message });
+        }
+        issues
+    }
+}
