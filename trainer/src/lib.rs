@@ -1,3 +1,8 @@
 //! The trainer: config, the loop, the run's folder, reports. The binary `trainer` is a thin shell around it.
 
+pub mod cli;
 pub mod config;
+mod error;
+pub mod run;
+
+pub use error::TrainerError;

@@ -1,2 +1,92 @@
-//! stub
-fn main() {}
+//! `trainer`: reads the command line, hands over, turns errors into exit codes.
+
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use parl_trainer::TrainerError;
+use parl_trainer::cli::{Cli, Command, ConfigCommand, EvalArgs, Layers, RunArgs, normalise};
+use parl_trainer::config::{self, Config, Loaded};
+use parl_trainer::run::environment::Environment;
+use parl_trainer::run::eval::{Row, evaluate, print_table};
+use parl_trainer::run::folder::Used;
+use parl_trainer::run::{Options, run};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse_from(normalise(std::env::args()));
+    let mut out = io::stdout();
+    match dispatch(cli.command, &mut out) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let closed = error.chain().filter_map(|e| e.downcast_ref::<io::Error>());
+            if closed.into_iter().any(|e| e.kind() == ErrorKind::BrokenPipe) {
+                // The reader had enough; that is no fault.
+                return ExitCode::SUCCESS;
+            }
+            let _ = writeln!(io::stderr(), "trainer: {error:#}");
+            let code = error
+                .chain()
+                .find_map(|e| e.downcast_ref::<TrainerError>())
+                .map_or(1, TrainerError::exit_code);
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn dispatch(command: Command, out: &mut dyn Write) -> anyhow::Result<()> {
+    match command {
+        Command::Run(args) => run_command(&args, out),
+        Command::Eval(args) => eval_command(&args, out),
+        Command::Config { command: ConfigCommand::Schema } => print_json(out, &config::schema::<Config>()),
+        Command::Config { command: ConfigCommand::Reference } => {
+            let defaults = serde_json::to_value(Config::default())?;
+            Ok(write!(out, "{}", config::reference(&config::schema::<Config>(), &defaults))?)
+        }
+        Command::Config { command: ConfigCommand::Validate(layers) } => {
+            load(&layers)?;
+            Ok(writeln!(out, "the config is valid")?)
+        }
+        Command::Config { command: ConfigCommand::Show(layers) } => print_json(out, &load(&layers)?.config),
+    }
+}
+
+fn load(layers: &Layers) -> Result<Loaded<Config>, TrainerError> {
+    let files = layers.files.iter().map(|f| config::read_file(f)).collect::<Result<_, _>>()?;
+    Ok(config::load(files, &layers.overrides, &|name| std::env::var(name).ok())?)
+}
+
+fn run_command(args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+    let loaded = load(&args.layers)?;
+    if args.dry_run {
+        Environment::new(&loaded.config).map_err(TrainerError::from)?;
+        return print_json(out, &loaded.config);
+    }
+    let used = match (args.resume, args.clean) {
+        (true, _) => Used::Resume,
+        (_, true) => Used::Clean,
+        _ => Used::Refuse,
+    };
+    let terminal = io::stdout().is_terminal() && io::stderr().is_terminal();
+    Ok(run(&loaded, &Options { folder: args.run_dir.clone(), used, terminal }, out)?)
+}
+
+fn eval_command(args: &EvalArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+    let config = load(&args.layers)?.config;
+    let environment = Environment::new(&config).map_err(TrainerError::from)?;
+    let (name, mut policy) = match args.policy {
+        Some(script) => (script.name(), environment.scripted(script, &config)),
+        None => ("the config's policy", environment.policy(&config)),
+    };
+    let summary = evaluate(&config, &environment, policy.as_mut(), args.tasks, args.lift_budget)?;
+    if args.json {
+        return print_json(out, &summary);
+    }
+    let rows = [Row { name: name.to_owned(), summary }];
+    Ok(print_table(out, "held-out tasks", &rows)?)
+}
+
+fn print_json(out: &mut dyn Write, value: &impl serde::Serialize) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(value).context("cannot encode")?;
+    Ok(writeln!(out, "{text}")?)
+}

@@ -2,10 +2,12 @@
 //! line with its place.
 
 mod check;
+mod reference;
 mod root;
 mod source;
 
 pub use check::Issue;
+pub use reference::reference;
 pub use root::{Config, RunConfig, TasksConfig};
 pub use source::{Origin, Origins};
 

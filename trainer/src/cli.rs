@@ -1,0 +1,115 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use parl_rollout::policy::scripted::Script;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  a fault of the program itself
+  2  the config, the command line or the run's folder
+  3  the set-up (compiler, libtorch, disk space)
+  4  data: tasks, corpus, tokenizer, a damaged file
+  5  storage: the disk refused";
+
+/// Trains an orchestrator that splits a task and runs it on frozen sub-agents at once.
+#[derive(Debug, Parser)]
+#[command(name = "trainer", version, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a config.
+    Run(RunArgs),
+    /// Measure a scripted policy, or the config's own, on held-out tasks.
+    Eval(EvalArgs),
+    /// Look at configs without running them.
+    Config {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+}
+
+/// The layers of a config.
+#[derive(Debug, Args)]
+pub struct Layers {
+    /// A YAML file; later ones are laid over earlier ones.
+    #[arg(long = "config", value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// `key.path=value`, laid over the files; a value is YAML, `null` goes back to the default.
+    #[arg(value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+}
+
+/// Arguments of `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The config.
+    #[command(flatten)]
+    pub layers: Layers,
+    /// Folder of the run, in the place of `run.dir`/`run.name`.
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Go on with the run in the folder.
+    #[arg(long, conflicts_with = "clean")]
+    pub resume: bool,
+    /// Remove the run in the folder first.
+    #[arg(long)]
+    pub clean: bool,
+    /// Check everything, show the resolved config, and stop.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Arguments of `eval`.
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// The config.
+    #[command(flatten)]
+    pub layers: Layers,
+    /// A script in the orchestrator's seat: serial, parallel, human, spammer, random.
+    #[arg(long, value_parser = script)]
+    pub policy: Option<Script>,
+    /// Held-out tasks.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
+    pub tasks: u32,
+    /// Lift the budget of critical steps.
+    #[arg(long)]
+    pub lift_budget: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Verbs of `config`.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print the JSON schema.
+    Schema,
+    /// Print the reference of all keys as Markdown.
+    Reference,
+    /// Check a config.
+    Validate(Layers),
+    /// Print the resolved config.
+    Show(Layers),
+}
+
+fn script(name: &str) -> Result<Script, String> {
+    serde_json::from_value(serde_json::Value::String(name.to_owned())).map_err(|e| e.to_string())
+}
+
+/// Puts `--key.path=value` overrides in the form that the parser takes, `key.path=value`.
+pub fn normalise(arguments: impl Iterator<Item = String>) -> Vec<String> {
+    let dotted = |a: &str| a.split_once('=').is_some_and(|(key, _)| key.contains('.'));
+    arguments
+        .map(|a| a.strip_prefix("--").filter(|rest| dotted(rest)).map_or(a.clone(), str::to_owned))
+        .collect()
+}

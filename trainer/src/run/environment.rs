@@ -1,0 +1,119 @@
+//! What a run's episodes happen in: tasks, tools, dialect, rules and policies, made from the config.
+
+use std::sync::Arc;
+
+use parl_rollout::RolloutError;
+use parl_rollout::config::PolicyConfig;
+use parl_rollout::dialect::{Dialect, tokenizer_json};
+use parl_rollout::policy::Policy;
+use parl_rollout::policy::pair::Pair;
+use parl_rollout::policy::scripted::{Script, Scripted};
+use parl_rollout::swarm::{EpisodeSpec, Rules, observation};
+use parl_rollout::tasks::atlas::{self, AtlasWorld};
+use parl_rollout::tasks::dataset::DatasetSource;
+use parl_rollout::tasks::{Split, Task, TaskSource};
+use parl_rollout::tools::Tools;
+use parl_rollout::tools::corpus::CorpusTools;
+
+use crate::config::{Config, TasksConfig};
+
+/// Random streams of evaluations lie above those of training.
+const EVAL_STREAMS: u64 = 1 << 63;
+/// Each seed has its own stretch of the stream of tasks.
+const TASKS_PER_SEED: u64 = 1 << 32;
+
+/// Everything that episodes need, besides a policy.
+pub struct Environment {
+    source: Box<dyn TaskSource>,
+    /// `search` and `open`.
+    pub tools: CorpusTools,
+    /// The tokenizer and its template.
+    pub dialect: Arc<Dialect>,
+    /// The `tokenizer.json` of the dialect.
+    pub tokenizer_json: String,
+    /// The rules of episodes.
+    pub rules: Rules,
+    seed: u64,
+}
+
+/// The words of the generated world and of the swarm around it: the shipped dialect's vocabulary.
+pub fn vocabulary() -> Vec<String> {
+    let mut words = atlas::vocabulary();
+    let more: Vec<String> =
+        observation::words().into_iter().map(str::to_owned).filter(|w| !words.contains(w)).collect();
+    words.extend(more);
+    words
+}
+
+impl Environment {
+    /// Makes the world or reads the data set, and indexes it.
+    ///
+    /// # Errors
+    /// What the world, the data set or the index refuse.
+    pub fn new(config: &Config) -> Result<Self, RolloutError> {
+        let source: Box<dyn TaskSource> = match &config.tasks {
+            TasksConfig::Atlas(atlas) => Box::new(AtlasWorld::new(atlas)?),
+            TasksConfig::Dataset(dataset) => Box::new(DatasetSource::open(dataset)?),
+        };
+        let tools = CorpusTools::new(source.documents(), config.rollout.search.top_k as usize)?;
+        let tokenizer_json = tokenizer_json(&vocabulary())?;
+        let dialect = Arc::new(Dialect::from_json(tokenizer_json.as_bytes())?);
+        let rules = config.rollout.rules(tools.specs());
+        Ok(Self { source, tools, dialect, tokenizer_json, rules, seed: config.run.seed })
+    }
+
+    /// Tasks of `split` before its stream repeats.
+    pub fn count(&self, split: Split) -> Option<u64> {
+        self.source.count(split)
+    }
+
+    /// The policy that the config seats.
+    pub fn policy(&self, config: &Config) -> Box<dyn Policy> {
+        let PolicyConfig::Scripted { script } = config.rollout.orchestrator.policy;
+        self.scripted(script, config)
+    }
+
+    /// `script` in the orchestrator's seat, the config's choice in the sub-agents'.
+    pub fn scripted(&self, script: Script, config: &Config) -> Box<dyn Policy> {
+        let PolicyConfig::Scripted { script: subagent } = config.rollout.subagent.policy;
+        let seat = |script| Box::new(Scripted::new(script, Arc::clone(&self.dialect)));
+        Box::new(Pair { orchestrator: seat(script), subagent: seat(subagent) })
+    }
+
+    fn spec(&self, name: &str, task: &Arc<Task>, group: u64, member: u32, stream_id: u64) -> EpisodeSpec {
+        EpisodeSpec {
+            episode_id: format!("{name}-g{group:04}-e{member:04}"),
+            group_id: format!("{name}-g{group:04}"),
+            env_id: self.source.name().to_owned(),
+            run_seed: self.seed,
+            stream_id,
+            task: Arc::clone(task),
+        }
+    }
+
+    /// The episodes of a training step, group after group.
+    pub fn training_specs(&self, config: &Config, step: u64) -> Vec<EpisodeSpec> {
+        let (tasks, size) = (u64::from(config.rollout.tasks_per_step), config.rollout.group_size);
+        let first = self.seed.wrapping_mul(TASKS_PER_SEED).wrapping_add(step * tasks);
+        let mut specs = Vec::new();
+        for group in 0..tasks {
+            let task = Arc::new(self.source.task(Split::Train, first.wrapping_add(group)));
+            for member in 0..size {
+                let stream = (step * tasks + group) * u64::from(size) + u64::from(member);
+                specs.push(self.spec(&format!("s{step:06}"), &task, group, member, stream));
+            }
+        }
+        specs
+    }
+
+    /// The first `n` held-out tasks, one episode each; the same ones for every policy and seed of the world.
+    pub fn heldout_specs(&self, n: u32) -> Vec<EpisodeSpec> {
+        let n = self.count(Split::Heldout).map_or(u64::from(n), |count| count.min(u64::from(n)));
+        (0..n)
+            .map(|i| {
+                let task = Arc::new(self.source.task(Split::Heldout, i));
+                self.spec("eval", &task, i, 0, EVAL_STREAMS | i)
+            })
+            .collect()
+    }
+}

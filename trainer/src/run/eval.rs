@@ -1,0 +1,99 @@
+//! Evaluation on held-out tasks: a policy beside the scripted experts.
+
+use std::io::Write;
+
+use parl_rollout::policy::Policy;
+use parl_rollout::policy::scripted::Script;
+
+use super::environment::Environment;
+use super::rollout::run_batch;
+use super::summary::Summary;
+use crate::config::Config;
+use crate::error::TrainerError;
+
+/// Critical steps where the budget is lifted: more than any task needs.
+const LIFTED: u32 = 100_000;
+
+/// A line of the table.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Row {
+    /// Whose figures.
+    pub name: String,
+    /// The figures.
+    pub summary: Summary,
+}
+
+/// Runs `policy` on the first `n` held-out tasks, one episode each.
+///
+/// # Errors
+/// What the rollout fails with.
+pub fn evaluate(
+    config: &Config,
+    environment: &Environment,
+    policy: &mut dyn Policy,
+    n: u32,
+    lift_budget: bool,
+) -> Result<Summary, TrainerError> {
+    let mut rules = environment.rules.clone();
+    if lift_budget {
+        rules.critical_steps = LIFTED;
+        rules.orchestrator.max_turns = LIFTED;
+    }
+    let specs = environment.heldout_specs(n);
+    // Rewards as of a step after every schedule: the task's own reward.
+    let step = config.rewards.lambda_parallel.length().max(config.rewards.lambda_finish.length());
+    let batch = run_batch(config, environment, &rules, policy, &specs, step, &mut |_| {})?;
+    Ok(Summary::of(&batch.records))
+}
+
+/// The scripted experts on the first `n` held-out tasks: the serial one with its budget and without, the parallel
+/// one.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn experts(config: &Config, environment: &Environment, n: u32) -> Result<Vec<Row>, TrainerError> {
+    let wanted = [
+        ("serial expert", Script::Serial, false),
+        ("serial expert, budget lifted", Script::Serial, true),
+        ("parallel expert", Script::Parallel, false),
+    ];
+    wanted
+        .into_iter()
+        .map(|(name, script, lift)| {
+            let mut policy = environment.scripted(script, config);
+            let summary = evaluate(config, environment, policy.as_mut(), n, lift)?;
+            Ok(Row { name: name.to_owned(), summary })
+        })
+        .collect()
+}
+
+/// Writes rows as a table for people.
+///
+/// # Errors
+/// When `out` cannot be written to.
+pub fn print_table(out: &mut dyn Write, title: &str, rows: &[Row]) -> std::io::Result<()> {
+    writeln!(out, "\n{title}")?;
+    writeln!(
+        out,
+        "{:<30} {:>8} {:>8} {:>9} {:>9} {:>8} {:>8}   critical steps by kind",
+        "", "success", "r_perf", "critical", "total", "agents", "finish"
+    )?;
+    for row in rows {
+        let all = &row.summary.all;
+        let kinds: Vec<String> =
+            row.summary.by_kind.iter().map(|(kind, f)| format!("{kind} {:.1}", f.critical_steps)).collect();
+        writeln!(
+            out,
+            "{:<30} {:>7.1}% {:>8.3} {:>9.2} {:>9.2} {:>8.2} {:>8.2}   {}",
+            row.name,
+            100.0 * all.success,
+            all.r_perf,
+            all.critical_steps,
+            all.total_steps,
+            all.agents,
+            all.finish_rate,
+            kinds.join(", ")
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,194 @@
+//! A run's folder: one writer at a time, known by its marker, never removed by mistake.
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use parl_rollout::durable;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::error::TrainerError;
+
+const MARKER: &str = "parl-run.json";
+const LOCK: &str = "lock";
+
+/// What the marker says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Marker {
+    /// Name of the run.
+    pub run_id: String,
+    /// Version of the program that made it.
+    pub made_by: String,
+    /// When, UTC.
+    pub made_at: String,
+    /// Overrides of the command line that made it.
+    pub overrides: Vec<String>,
+}
+
+/// A run's folder, locked.
+#[derive(Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+    /// Number of this launch, from 0.
+    pub attempt: u32,
+    _lock: File,
+}
+
+/// What to do with a folder that has been used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Used {
+    /// Say so and stop.
+    Refuse,
+    /// Go on with the run in it.
+    Resume,
+    /// Remove what is in it.
+    Clean,
+}
+
+fn io(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> TrainerError {
+    let path = path.to_owned();
+    move |source| TrainerError::Rollout(parl_rollout::RolloutError::Io { path, action, source })
+}
+
+impl RunFolder {
+    /// Opens or makes the folder and takes its lock.
+    ///
+    /// # Errors
+    /// [`TrainerError::Folder`] when it is used and may not be, belongs to something else, or another process
+    /// writes there; [`TrainerError::Rollout`] when the disk fails.
+    pub fn open(path: &Path, used: Used, marker: &Marker) -> Result<Self, TrainerError> {
+        let refuse = |message: &str| Err(TrainerError::Folder(format!("{}: {message}", path.display())));
+        let marker_path = path.join(MARKER);
+        match fs::symlink_metadata(path) {
+            Ok(meta) if meta.is_symlink() => return refuse("is a link; name the folder itself"),
+            Ok(meta) if !meta.is_dir() => return refuse("is not a folder"),
+            Ok(_) => {
+                let empty = durable::names(path)?.iter().all(|name| name == LOCK);
+                let ours = marker_path.is_file();
+                if !empty && !ours {
+                    return refuse("holds other files and no run of ours; nothing was changed");
+                }
+                if ours && used == Used::Refuse {
+                    return refuse("holds a run already: go on with --resume, or start over with --clean");
+                }
+            }
+            Err(_) if used == Used::Resume => return refuse("there is no run to resume"),
+            Err(_) => durable::create_dir(path)?,
+        }
+        let lock_path = path.join(LOCK);
+        let lock = File::create(&lock_path).map_err(io(&lock_path, "cannot create"))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return refuse("another process writes to this run"),
+            Err(TryLockError::Error(e)) => return Err(io(&lock_path, "cannot lock")(e)),
+        }
+        if used == Used::Clean {
+            remove_run(path)?;
+        }
+        if used == Used::Resume && !marker_path.is_file() {
+            return refuse("there is no run to resume");
+        }
+        let mut attempt = 0;
+        while path.join(format!("logs/attempt_{attempt}")).exists() {
+            attempt += 1;
+        }
+        durable::create_dir(&path.join(format!("logs/attempt_{attempt}")))?;
+        if !marker_path.is_file() {
+            write_json(&marker_path, marker)?;
+        }
+        Ok(Self { path: path.to_owned(), attempt, _lock: lock })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where things that no longer belong to the run are set aside.
+    pub fn quarantine(&self) -> PathBuf {
+        self.path.join(format!("quarantine/attempt_{}", self.attempt))
+    }
+}
+
+/// Removes everything in a run's folder but its lock; the marker goes last, so that a removal that was cut short
+/// can be done again.
+fn remove_run(path: &Path) -> Result<(), TrainerError> {
+    let mut names = durable::names(path)?;
+    names.retain(|name| name != LOCK && name != MARKER);
+    names.push(MARKER.to_owned());
+    for name in names {
+        let inside = path.join(name);
+        let Ok(meta) = fs::symlink_metadata(&inside) else { continue };
+        let removed = if meta.is_dir() { fs::remove_dir_all(&inside) } else { fs::remove_file(&inside) };
+        removed.map_err(io(&inside, "cannot remove"))?;
+    }
+    Ok(())
+}
+
+/// Writes a JSON file, readable and durable.
+///
+/// # Errors
+/// [`TrainerError::Rollout`] when the disk fails.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), TrainerError> {
+    let mut text = serde_json::to_string_pretty(value).map_err(|e| TrainerError::Internal(e.to_string()))?;
+    text.push('\n');
+    Ok(durable::write_atomic(path, text.as_bytes())?)
+}
+
+/// Reads a JSON file of ours.
+///
+/// # Errors
+/// [`TrainerError::Rollout`] naming the file when it cannot be read or is not JSON.
+pub fn read_json(path: &Path) -> Result<Value, TrainerError> {
+    let bytes = durable::read(path)?;
+    serde_json::from_slice(&bytes).map_err(|e| {
+        let message = format!("not JSON: {e}");
+        parl_rollout::RolloutError::Corrupt { path: path.to_owned(), message }.into()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_has_one_writer_and_only_ours_is_cleaned() {
+        let root = std::env::temp_dir().join(format!("parl-folder-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&root);
+        let path = root.join("run");
+        let marker =
+            Marker { run_id: "r".into(), made_by: "t".into(), made_at: "now".into(), overrides: Vec::new() };
+        let open = |used| RunFolder::open(&path, used, &marker);
+        let text = |used| open(used).unwrap_err().to_string();
+        assert!(text(Used::Resume).contains("no run to resume"));
+        let folder = open(Used::Refuse).unwrap();
+        assert_eq!(folder.attempt, 0);
+        assert!(text(Used::Refuse).contains("holds a run already"));
+        assert!(text(Used::Clean).contains("another process"));
+        fs::write(path.join("metrics.jsonl"), "x").unwrap();
+        drop(folder);
+        let folder = open(Used::Resume).unwrap();
+        assert_eq!(folder.attempt, 1);
+        drop(folder);
+        drop(open(Used::Clean).unwrap());
+        assert!(!path.join("metrics.jsonl").exists() && path.join(MARKER).is_file());
+        let foreign = root.join("foreign");
+        fs::create_dir_all(&foreign).unwrap();
+        fs::write(foreign.join("thesis.tex"), "years of work").unwrap();
+        for used in [Used::Refuse, Used::Resume, Used::Clean] {
+            assert!(
+                RunFolder::open(&foreign, used, &marker).unwrap_err().to_string().contains("no run of ours")
+            );
+        }
+        std::os::unix::fs::symlink(&path, root.join("link")).unwrap();
+        assert!(
+            RunFolder::open(&root.join("link"), Used::Clean, &marker)
+                .unwrap_err()
+                .to_string()
+                .contains("link")
+        );
+        assert!(path.join(MARKER).is_file() && foreign.join("thesis.tex").is_file());
+        fs::remove_dir_all(root).unwrap();
+    }
+}

@@ -1,0 +1,79 @@
+//! `metrics.jsonl`: one line a step, the source of truth for every other view. Names follow the peers' spelling;
+//! what is ours alone stands under `parl/`.
+
+use std::path::Path;
+
+use parl_rollout::durable::{self, Lines};
+use serde_json::{Map, Value, json};
+
+use super::rollout::Batch;
+use super::summary::Figures;
+use crate::config::Config;
+use crate::error::TrainerError;
+
+/// The line of a step.
+pub fn line(config: &Config, step: u64, batch: &Batch, attempt: u32) -> Map<String, Value> {
+    let all = Figures::of(batch.records.iter());
+    let lambdas = config.rewards.lambdas(step);
+    let tokens: u64 = batch.records.iter().map(|r| r.prompt_tokens + r.completion_tokens).sum();
+    let drawn: u64 = batch.records.iter().map(|r| r.completion_tokens).sum();
+    let turns: usize =
+        batch.records.iter().map(|r| r.steps.iter().filter(|s| s.agent_idx == 0).count()).sum();
+    let concurrency: u64 = batch.records.iter().map(|r| u64::from(r.max_concurrency)).sum();
+    let n = batch.records.len().max(1) as f64;
+    let groups = batch.groups.max(1) as f64;
+    let seconds = batch.rollout_seconds.max(1e-9);
+    let line = json!({
+        "step": step,
+        "attempt": attempt,
+        "reward/mean": all.reward,
+        "success/mean": all.success,
+        "frac_reward_zero_std": batch.zero_variance_groups as f64 / groups,
+        "groups/dropped": batch.dropped_groups,
+        "num_turns/mean": turns as f64 / n,
+        "response_length/mean": drawn as f64 / n,
+        "time/rollout": seconds,
+        "perf/throughput": tokens as f64 / seconds,
+        "parl/r_perf/mean": all.r_perf,
+        "parl/r_parallel/mean": all.r_parallel,
+        "parl/r_finish/mean": all.r_finish,
+        "parl/lambda_parallel": lambdas.parallel,
+        "parl/lambda_finish": lambdas.finish,
+        "parl/critical_steps": all.critical_steps,
+        "parl/total_steps": all.total_steps,
+        "parl/speedup": if all.critical_steps > 0.0 { all.total_steps / all.critical_steps } else { 0.0 },
+        "parl/max_concurrency": concurrency as f64 / n,
+        "parl/num_subagents": all.agents,
+        "parl/finish_rate": all.finish_rate,
+        "parl/serial_frac": all.serial,
+    });
+    match line {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}
+
+/// Opens a run's metrics; lines of steps from `from` on are set aside first.
+///
+/// # Errors
+/// When the disk fails.
+pub fn open(run: &Path, from: u64, quarantine: &Path) -> Result<Lines, TrainerError> {
+    let path = run.join("metrics.jsonl");
+    if path.exists() {
+        let (lines, _torn) = Lines::open(&path)?;
+        drop(lines);
+        let text = String::from_utf8_lossy(&durable::read(&path)?).into_owned();
+        let late = |line: &&str| {
+            let step = serde_json::from_str::<Value>(line).ok().and_then(|v| v.get("step")?.as_u64());
+            step.is_none_or(|step| step >= from)
+        };
+        let (aside, keep): (Vec<&str>, Vec<&str>) = text.lines().partition(late);
+        if !aside.is_empty() {
+            let text = |lines: Vec<&str>| lines.iter().map(|l| format!("{l}\n")).collect::<String>();
+            durable::create_dir(quarantine)?;
+            durable::write_atomic(&quarantine.join("metrics.jsonl"), text(aside).as_bytes())?;
+            durable::write_atomic(&path, text(keep).as_bytes())?;
+        }
+    }
+    Ok(Lines::open(&path)?.0)
+}

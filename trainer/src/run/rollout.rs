@@ -1,0 +1,145 @@
+//! A batch of episodes from specs to scored records: run, try infrastructure failures again, score, compare.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use parl_rewards::Assignment;
+use parl_rewards::advantage::group_advantages;
+use parl_rewards::config::RewardsConfig;
+use parl_rewards::metrics::Score;
+use parl_rollout::policy::Policy;
+use parl_rollout::swarm::driver::{self, Progress, Stage};
+use parl_rollout::swarm::{EpisodeSpec, Rules};
+use parl_rollout::tasks::Task;
+use parl_rollout::trajectory::record::{EpisodeRecord, RewardPart, Scored, Status};
+
+use super::environment::Environment;
+use crate::config::Config;
+use crate::error::TrainerError;
+
+/// A scored batch.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// In the order of the specs.
+    pub records: Vec<EpisodeRecord>,
+    /// Groups whose rewards are all equal.
+    pub zero_variance_groups: usize,
+    /// Groups that an infrastructure failure took out.
+    pub dropped_groups: usize,
+    /// Groups in all.
+    pub groups: usize,
+    /// Seconds that the episodes took.
+    pub rollout_seconds: f64,
+}
+
+/// Runs `specs` under `rules` and scores them as of training step `step`.
+///
+/// # Errors
+/// What the rollout fails with.
+pub fn run_batch(
+    config: &Config,
+    environment: &Environment,
+    rules: &Rules,
+    policy: &mut dyn Policy,
+    specs: &[EpisodeSpec],
+    step: u64,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Batch, TrainerError> {
+    let started = Instant::now();
+    let epoch_us = jiff::Timestamp::now().as_microsecond();
+    let clock = move || started.elapsed().as_millis() as i64;
+    let stage = Stage {
+        rules,
+        dialect: &environment.dialect,
+        tools: &environment.tools,
+        tool_fault_rate: config.rollout.tool_fault_rate,
+        max_concurrent_episodes: config.rollout.max_concurrent_episodes as usize,
+        clock_ms: &clock,
+        epoch_us,
+    };
+    let mut records = driver::run(&stage, policy, specs.to_vec(), progress)?;
+    // Infrastructure failures are nobody's fault: once more, under the same keys.
+    let failed: Vec<usize> = (0..records.len()).filter(|i| records[*i].status == Status::Error).collect();
+    if !failed.is_empty() {
+        let again =
+            driver::run(&stage, policy, failed.iter().map(|i| specs[*i].clone()).collect(), progress)?;
+        for (i, record) in failed.into_iter().zip(again) {
+            records[i] = record;
+        }
+    }
+    let tasks: Vec<Arc<Task>> = specs.iter().map(|s| Arc::clone(&s.task)).collect();
+    let mut batch = score(&config.rewards, step, records, &tasks);
+    batch.rollout_seconds = started.elapsed().as_secs_f64();
+    Ok(batch)
+}
+
+/// Scores records against their tasks and takes each group's baseline. A group with an infrastructure failure has
+/// no rewards at all: a baseline over part of a group would favour short episodes.
+pub fn score(
+    config: &RewardsConfig,
+    step: u64,
+    mut records: Vec<EpisodeRecord>,
+    tasks: &[Arc<Task>],
+) -> Batch {
+    let mut groups: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    for (i, record) in records.iter().enumerate() {
+        groups.entry(record.group_id.clone()).or_default().push(i);
+    }
+    let mut batch = Batch { groups: groups.len(), ..Batch::default() };
+    for members in groups.values() {
+        if members.iter().any(|i| records[*i].status == Status::Error) {
+            batch.dropped_groups += 1;
+            continue;
+        }
+        let mut scored: Vec<Scored> =
+            members.iter().map(|i| score_one(config, step, &records[*i], &tasks[*i])).collect();
+        let rewards: Vec<f64> = scored.iter().map(|s| s.reward).collect();
+        let compared = group_advantages(&rewards, config.baseline);
+        batch.zero_variance_groups += usize::from(compared.zero_variance);
+        for ((i, scored), advantage) in members.iter().zip(&mut scored).zip(compared.advantages) {
+            scored.advantage = Some(advantage);
+            for branch in &mut records[*i].branches {
+                let per_token = |drawn: &bool| if *drawn { advantage as f32 } else { 0.0 };
+                branch.advantages = Some(branch.loss_mask.iter().map(per_token).collect());
+            }
+            records[*i].scored = Some(scored.clone());
+        }
+    }
+    batch.records = records;
+    batch
+}
+
+fn score_one(config: &RewardsConfig, step: u64, record: &EpisodeRecord, task: &Task) -> Scored {
+    let answer = record.answer.as_deref();
+    let score = answer.map_or(Score { value: 0.0, success: false }, |a| task.metric.score(a, &task.answer));
+    let assignments: Vec<Assignment<'_>> = record
+        .agents
+        .iter()
+        .filter_map(|agent| {
+            let (prompt, finished) = (agent.assigned_prompt.as_str(), agent.finished);
+            agent.stage.map(|stage| Assignment { stage, prompt, finished, env_calls: agent.n_steps })
+        })
+        .collect();
+    let result = config.score(step, score, &assignments);
+    let part = |c: &parl_rewards::shaping::Component| RewardPart {
+        component: c.component.to_owned(),
+        raw: c.raw,
+        weight: c.weight,
+        value: c.value,
+        source: format!("parl-rewards:{}", config.form.name()),
+    };
+    Scored {
+        reward: result.reward,
+        advantage: None,
+        success: result.parts.success,
+        r_perf: result.parts.perf,
+        r_parallel: result.parts.parallel,
+        r_finish: result.parts.finish,
+        lambda_parallel: result.lambdas.parallel,
+        lambda_finish: result.lambdas.finish,
+        stage: result.stage,
+        reward_form: config.form.name().to_owned(),
+        parts: result.components.iter().map(part).collect(),
+    }
+}
