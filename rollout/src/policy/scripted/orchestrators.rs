@@ -4,7 +4,7 @@ use super::progress::{Next, Progress};
 use super::{AGENT_NAME, AGENT_PROMPT, Say, View};
 use crate::dialect::{Call, Role};
 use crate::swarm::{ASSIGN, CREATE, Seat};
-use crate::tasks::SubTask;
+use crate::tasks::{SubTask, TaskKind};
 use crate::tools::corpus;
 
 /// Works alone. After a document is read, what was found is noted in the turn that goes on.
@@ -34,7 +34,7 @@ fn note(view: View<'_>, progress: &Progress<'_>) -> String {
     });
     let last = view.task.parts.iter().rfind(|p| progress.known.contains_key(p.id.as_str()));
     match last {
-        Some(part) if opened => part.answer.clone(),
+        Some(part) if opened && view.task.kind != TaskKind::Other => part.answer.clone(),
         _ => String::new(),
     }
 }

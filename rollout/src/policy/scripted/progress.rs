@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::dialect::Role;
 use crate::swarm::{ASSIGN, CREATE, Message};
-use crate::tasks::{SubTask, Task};
+use crate::tasks::{SubTask, Task, TaskKind};
 use crate::tools::corpus;
 
 /// Which step of a part comes next.
@@ -13,6 +13,12 @@ pub(super) enum Next {
     Search,
     Open(String),
     Done,
+}
+
+/// What a script makes of the page that it opened for `part`. In the generated world it reads the fact that it was
+/// asked for; a real page it hands on as it is, since reading it is not what a script can do.
+pub(super) fn finding<'a>(task: &'a Task, part: &'a SubTask, page: &'a str) -> &'a str {
+    if task.kind == TaskKind::Other { page } else { &part.answer }
 }
 
 /// The parts of a task as an orchestrator's transcript shows them.
@@ -62,8 +68,8 @@ impl<'a> Progress<'a> {
                     }
                 }
                 corpus::OPEN if !failed => {
-                    let text = direct.map_or("", |p| p.answer.as_str());
-                    progress.settle(direct, if text.is_empty() { result } else { text });
+                    let text = direct.map_or(result, |part| finding(task, part, result));
+                    progress.settle(direct, text);
                 }
                 _ => {}
             }
@@ -95,7 +101,6 @@ impl<'a> Progress<'a> {
 /// Parts whose answers belong into the task's answer: a chain's last one, a set's members, everything that a
 /// human decomposition lists.
 fn leaves(task: &Task) -> impl Iterator<Item = &SubTask> {
-    use crate::tasks::TaskKind;
     let all = task.kind == TaskKind::Other;
     task.parts.iter().filter(move |p| all || !task.parts.iter().any(|q| q.depends_on.contains(&p.id)))
 }

@@ -1,6 +1,6 @@
 //! The scripted sub-agent: search, open, report; a busy tool is tried again.
 
-use super::{Say, View};
+use super::{Say, View, progress};
 use crate::dialect::{Call, Role};
 use crate::tools::corpus;
 
@@ -17,8 +17,7 @@ pub(super) fn solve(view: View<'_>) -> Say {
         if result.text.starts_with("error : ") {
             say = Say::call(call.clone());
         } else if call.name == corpus::OPEN {
-            let text = if part.answer.is_empty() { &result.text } else { &part.answer };
-            return Say::text(text.as_str());
+            return Say::text(progress::finding(view.task, part, &result.text));
         } else {
             say = match corpus::first_hit(&part.query, &result.text) {
                 Some(id) => Say::call(Call::new(corpus::OPEN, &[id])),
