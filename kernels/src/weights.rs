@@ -85,7 +85,7 @@ impl std::fmt::Debug for WeightSet {
         f.debug_struct("WeightSet")
             .field("version", &self.version)
             .field("tensors", &self.views.len())
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
@@ -176,6 +176,7 @@ impl WeightSet {
     }
 
     /// The elements of an f32 tensor; `None` for another name or type.
+    #[expect(clippy::cast_ptr_alignment, reason = "a view's element type fixes its alignment")]
     #[allow(unsafe_code)]
     pub fn f32(&self, name: &str) -> Option<&[f32]> {
         let view = self.views.get(name).filter(|v| v.dtype == Dtype::F32)?;
@@ -184,6 +185,7 @@ impl WeightSet {
     }
 
     /// The elements of a bf16 tensor; `None` for another name or type.
+    #[expect(clippy::cast_ptr_alignment, reason = "a view's element type fixes its alignment")]
     #[allow(unsafe_code)]
     pub fn bf16(&self, name: &str) -> Option<&[bf16]> {
         let view = self.views.get(name).filter(|v| v.dtype == Dtype::Bf16)?;

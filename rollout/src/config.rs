@@ -36,10 +36,10 @@ pub struct OrchestratorConfig {
     #[schemars(range(min = 1, max = 10000))]
     pub max_turns: u32,
     /// Tokens that its context may hold.
-    #[schemars(range(min = 16, max = 1048576))]
+    #[schemars(range(min = 16, max = 1_048_576))]
     pub max_context_tokens: u32,
     /// Tokens that one of its turns may draw.
-    #[schemars(range(min = 1, max = 1048576))]
+    #[schemars(range(min = 1, max = 1_048_576))]
     pub max_new_tokens: u32,
 }
 
@@ -55,10 +55,10 @@ pub struct SubagentConfig {
     #[schemars(range(min = 1, max = 10000))]
     pub max_steps: u32,
     /// Tokens that a context may hold.
-    #[schemars(range(min = 16, max = 1048576))]
+    #[schemars(range(min = 16, max = 1_048_576))]
     pub max_context_tokens: u32,
     /// Tokens that a turn may draw.
-    #[schemars(range(min = 1, max = 1048576))]
+    #[schemars(range(min = 1, max = 1_048_576))]
     pub max_new_tokens: u32,
     /// Probability that an assignment is lost after its first step: a flaky fleet, simulated.
     #[schemars(range(min = 0.0, max = 1.0))]
@@ -81,15 +81,15 @@ pub enum Exhaustion {
 #[serde(default, deny_unknown_fields)]
 pub struct BudgetConfig {
     /// Critical steps: the orchestrator's own, and the longest sub-agent of each stage.
-    #[schemars(range(min = 1, max = 1000000))]
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub critical_steps: u32,
     /// What happens then.
     pub on_exhaustion: Exhaustion,
     /// Assignments that one turn may make.
-    #[schemars(range(min = 1, max = 100000))]
+    #[schemars(range(min = 1, max = 100_000))]
     pub max_concurrent: u32,
     /// Assignments that an episode may make.
-    #[schemars(range(min = 1, max = 100000))]
+    #[schemars(range(min = 1, max = 100_000))]
     pub max_assignments: u32,
 }
 
@@ -98,13 +98,13 @@ pub struct BudgetConfig {
 #[serde(default, deny_unknown_fields)]
 pub struct RolloutConfig {
     /// Tasks of a training step.
-    #[schemars(range(min = 1, max = 100000))]
+    #[schemars(range(min = 1, max = 100_000))]
     pub tasks_per_step: u32,
     /// Episodes of each task: the group that an advantage is taken in.
     #[schemars(range(min = 1, max = 10000))]
     pub group_size: u32,
     /// Episodes under way at once.
-    #[schemars(range(min = 1, max = 100000))]
+    #[schemars(range(min = 1, max = 100_000))]
     pub max_concurrent_episodes: u32,
     /// The orchestrator.
     pub orchestrator: OrchestratorConfig,

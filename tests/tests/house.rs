@@ -1,5 +1,7 @@
 //! The rules of the house: who may depend on whom, and what stands nowhere.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its fixtures too")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,7 @@
 //! The real binary: a whole run, going on with it, and what it says when it may not.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its fixtures too")]
+
 use std::fs;
 use std::path::Path;
 

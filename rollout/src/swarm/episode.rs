@@ -96,7 +96,7 @@ impl<'a> Episode<'a> {
             Event::Turn { agent: 0, turn } => self.orchestrator_turn(&turn, now, &mut actions)?,
             Event::Turn { agent, turn } => self.subagent_turn(agent, &turn, now, &mut actions)?,
             Event::Tool { agent, call, outcome } => {
-                self.tool_result(agent, call, outcome, now, &mut actions)?
+                self.tool_result(agent, call, outcome, now, &mut actions)?;
             }
         }
         Ok(actions)
@@ -298,18 +298,13 @@ impl<'a> Episode<'a> {
                 }
             };
             let acting = &mut self.agents[agent as usize];
-            match refusal {
-                Some(reason) => acting.resolve(*id, observation::error(reason)),
-                None => {
-                    acting.steps_used += 1;
-                    actions.push(Action::Call {
-                        agent,
-                        call: *id,
-                        name: call.name.clone(),
-                        arguments: call.arguments.clone(),
-                    });
-                }
+            if let Some(reason) = refusal {
+                acting.resolve(*id, observation::error(reason));
+                continue;
             }
+            acting.steps_used += 1;
+            let (name, arguments) = (call.name.clone(), call.arguments.clone());
+            actions.push(Action::Call { agent, call: *id, name, arguments });
         }
     }
 

@@ -192,7 +192,7 @@ fn masks_cover_what_was_drawn_and_nothing_else() {
         branch.token_ids.iter().zip(&branch.loss_mask).filter(|(_, m)| **m).map(|(id, _)| *id).collect();
     assert_eq!(drawn, [dialect.encode_turn("", &[search()]).unwrap(), answer].concat());
     assert_eq!(branch.token_ids.last(), Some(&dialect.special().end));
-    assert!(branch.logprobs.iter().zip(&branch.loss_mask).all(|(l, m)| (*l == -0.5) == *m));
+    assert!(branch.logprobs.iter().zip(&branch.loss_mask).all(|(l, m)| l.is_sign_negative() == *m));
     let covered: u32 = branch.policy_versions.iter().map(|(from, to, _)| to - from).sum();
     assert_eq!(covered as usize, drawn.len());
 }

@@ -80,7 +80,7 @@ impl Columns {
 
     /// A list a row, or none.
     pub fn maybe_list(self, name: &str, lengths: &[Option<usize>], elements: ArrayRef) -> Self {
-        let valid = NullBuffer::from_iter(lengths.iter().map(Option::is_some));
+        let valid: NullBuffer = lengths.iter().map(Option::is_some).collect();
         self.push(name, true, Arc::new(list(lengths.iter().map(|l| l.unwrap_or(0)), elements, Some(valid))))
     }
 

@@ -55,12 +55,15 @@ pub struct TrajectoryLog {
     meta: LogMeta,
 }
 
+const MANIFEST: &str = ".json";
+
 fn step_name(step: u32) -> String {
     format!("step_{step:06}")
 }
 
 fn step_number(name: &str) -> Option<u32> {
-    name.strip_prefix("step_")?.trim_end_matches(".json").parse().ok()
+    let name = name.strip_prefix("step_")?;
+    name.strip_suffix(MANIFEST).unwrap_or(name).parse().ok()
 }
 
 impl TrajectoryLog {
@@ -70,7 +73,7 @@ impl TrajectoryLog {
     }
 
     fn manifest_path(&self, step: u32) -> PathBuf {
-        self.root.join("manifests").join(format!("{}.json", step_name(step)))
+        self.root.join("manifests").join(format!("{}{MANIFEST}", step_name(step)))
     }
 
     /// Writes a step's five tables and seals them. Rows are sorted by (group, episode).
@@ -124,7 +127,7 @@ impl TrajectoryLog {
     /// [`RolloutError::Io`].
     pub fn sealed_steps(&self) -> Result<Vec<u32>, RolloutError> {
         let names = durable::names(&self.root.join("manifests"))?;
-        Ok(names.iter().filter(|n| n.ends_with(".json")).filter_map(|n| step_number(n)).collect())
+        Ok(names.iter().filter(|n| n.ends_with(MANIFEST)).filter_map(|n| step_number(n)).collect())
     }
 
     /// Checks every byte of a sealed step against its manifest.

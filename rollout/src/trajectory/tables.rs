@@ -56,7 +56,7 @@ impl<'a, T> Rows<'a, T> {
     }
 
     fn keys(&self, keys: &Keys<'_>) -> Columns {
-        key_columns(keys, self.0.iter().map(|(e, _)| *e))
+        key_columns(keys, &self.0.iter().map(|(e, _)| *e))
     }
 
     fn map<V>(&self, value: impl Fn(&'a T) -> V) -> impl Iterator<Item = V> {
@@ -66,7 +66,7 @@ impl<'a, T> Rows<'a, T> {
 
 fn key_columns<'a>(
     keys: &Keys<'_>,
-    episodes: impl ExactSizeIterator<Item = &'a EpisodeRecord> + Clone,
+    episodes: &(impl ExactSizeIterator<Item = &'a EpisodeRecord> + Clone),
 ) -> Columns {
     let n = episodes.len();
     Columns::default()
@@ -95,7 +95,7 @@ pub(super) fn batch(
 fn episodes(keys: &Keys<'_>, records: &[EpisodeRecord]) -> Columns {
     let all = || records.iter();
     let scored = || records.iter().map(|e| e.scored.as_ref());
-    key_columns(keys, all())
+    key_columns(keys, &all())
         .text("group_id", all().map(|e| &e.group_id))
         .text("env_id", all().map(|e| &e.env_id))
         .text("task_id", all().map(|e| &e.task_id))

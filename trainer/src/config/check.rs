@@ -153,12 +153,11 @@ impl<'a> Checker<'a> {
         let (properties, required) = self.properties(schema);
         for (name, value) in map {
             let path = join(key, name);
-            match properties.get(name.as_str()) {
-                Some(schema) => self.visit(schema, value, &path),
-                None => {
-                    let hint = nearest(name, properties.keys().copied());
-                    self.issue(&path, format!("unknown key{hint}"));
-                }
+            if let Some(schema) = properties.get(name.as_str()) {
+                self.visit(schema, value, &path);
+            } else {
+                let hint = nearest(name, properties.keys().copied());
+                self.issue(&path, format!("unknown key{hint}"));
             }
         }
         for name in required {
@@ -202,12 +201,11 @@ impl<'a> Checker<'a> {
                 self.issue(key, "the key `type` is missing".to_owned());
                 return;
             };
-            match tags.iter().position(|t| t.as_ref() == Some(chosen)) {
-                Some(i) => self.object(options[i], map, key),
-                None => {
-                    let allowed: Vec<Value> = tags.into_iter().flatten().collect();
-                    self.one_of(&allowed, chosen, &join(key, "type"));
-                }
+            if let Some(i) = tags.iter().position(|t| t.as_ref() == Some(chosen)) {
+                self.object(options[i], map, key);
+            } else {
+                let allowed: Vec<Value> = tags.into_iter().flatten().collect();
+                self.one_of(&allowed, chosen, &join(key, "type"));
             }
             return;
         }

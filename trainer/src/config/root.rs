@@ -20,10 +20,10 @@ pub struct RunConfig {
     /// Seed of everything that is drawn, the world and its tasks excepted (`tasks.seed`).
     pub seed: u64,
     /// Training steps in all.
-    #[schemars(range(min = 1, max = 1000000000))]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     pub max_steps: u64,
     /// Held-out tasks of the table at the end; 0 leaves it out.
-    #[schemars(range(min = 0, max = 1000000))]
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub final_eval_tasks: u32,
 }
 

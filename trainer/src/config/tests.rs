@@ -140,7 +140,7 @@ fn no_key_takes_a_wrong_value_in_silence() {
         let mut wrong = vec!["[1]", "{a: 1}"];
         match value {
             Value::Number(n) if n.is_f64() => {
-                wrong.extend(["x", "true", "-1e9", "-0.5", "1e30", ".nan", ".inf"])
+                wrong.extend(["x", "true", "-1e9", "-0.5", "1e30", ".nan", ".inf"]);
             }
             // A seed may be any number from 0.
             Value::Number(_) => wrong.extend(["x", "true", "0.5", "-1", "1e30"]),

@@ -69,7 +69,7 @@ pub fn open(run: &Path, from: u64, quarantine: &Path) -> Result<Lines, TrainerEr
         };
         let (aside, keep): (Vec<&str>, Vec<&str>) = text.lines().partition(late);
         if !aside.is_empty() {
-            let text = |lines: Vec<&str>| lines.iter().map(|l| format!("{l}\n")).collect::<String>();
+            let text = |lines: Vec<&str>| lines.into_iter().flat_map(|l| [l, "\n"]).collect::<String>();
             durable::create_dir(quarantine)?;
             durable::write_atomic(&quarantine.join("metrics.jsonl"), text(aside).as_bytes())?;
             durable::write_atomic(&path, text(keep).as_bytes())?;
