@@ -6,6 +6,7 @@
 pub mod config;
 pub mod dialect;
 pub mod durable;
+pub mod engine;
 mod error;
 pub mod policy;
 pub mod swarm;
