@@ -278,15 +278,14 @@ fn ten_thousand_random_schedules_lose_no_block() {
         let mut open: HashMap<RequestId, Request> = HashMap::new();
         let mut versions = [1, 7];
         let mut id = 0;
-        let settle =
-            |done: Vec<Completion>, open: &mut HashMap<RequestId, Request>, versions: [u64; 2]| {
-                for c in done {
-                    let request = open.remove(&c.id).expect("completed once, and not after it was cancelled");
-                    if c.versions.iter().all(|v| v.2 == versions[request.set.0 as usize]) {
-                        assert_eq!(c.ids, expected(&request, versions[request.set.0 as usize]));
-                    }
+        let settle = |done: Vec<Completion>, open: &mut HashMap<RequestId, Request>, versions: [u64; 2]| {
+            for c in done {
+                let request = open.remove(&c.id).expect("completed once, and not after it was cancelled");
+                if c.versions.iter().all(|v| v.2 == versions[request.set.0 as usize]) {
+                    assert_eq!(c.ids, expected(&request, versions[request.set.0 as usize]));
                 }
-            };
+            }
+        };
         for _ in 0..25 {
             match below(8) {
                 0..3 => {

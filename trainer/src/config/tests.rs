@@ -51,9 +51,9 @@ fn faults_are_told_with_place_key_bound_and_nearest_name() {
         ),
         ("tasks:\n  type: atlas\n  n_max: 99\n", &[], "c.yaml:3:3: tasks.n_max: 99 is not within 2 to 24"),
         (
-            "tasks:\n  type: atlas\n  hop: 1\n",
+            "tasks:\n  type: atlas\n  hop_max: 1\n",
             &[],
-            "c.yaml:3:3: tasks.hop: unknown key; did you mean `hops_max`?",
+            "c.yaml:3:3: tasks.hop_max: unknown key; did you mean `hops_max`?",
         ),
         (
             "run:\n  name: a/b\n",
