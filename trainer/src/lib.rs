@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod config;
 mod error;
+pub mod learner;
 pub mod run;
 
 pub use error::TrainerError;

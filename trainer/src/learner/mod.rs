@@ -1,0 +1,56 @@
+//! The learner: the model with autograd, objectives, the optimizer. The one place that knows libtorch.
+//!
+//! Each micro-batch is computed on one libtorch thread; gradients are summed in a fixed order. So the bits of an update
+//! depend neither on the number of workers nor on their luck.
+
+mod lease;
+mod model;
+mod objective;
+mod optimizer;
+mod step;
+mod weights;
+
+pub use objective::Objective;
+pub use optimizer::AdamW;
+pub use step::{Learner, Sample, StepReport};
+pub use weights::{export, import, initial};
+
+use thiserror::Error;
+
+/// Errors of the learner.
+#[derive(Debug, Error)]
+pub enum LearnerError {
+    /// libtorch refused or panicked.
+    #[error("libtorch: {0}")]
+    Torch(String),
+    /// Weights on disk are not those of the model.
+    #[error("weights: {0}")]
+    Weights(String),
+    /// Something is not a finite number; nothing was changed.
+    #[error("{what} is {value}: the step was refused and nothing was changed")]
+    NotFinite {
+        /// Which value.
+        what: &'static str,
+        /// What it is.
+        value: f64,
+    },
+    /// Samples that cannot be trained on.
+    #[error("samples: {0}")]
+    Samples(String),
+    /// The kernels refused a lease.
+    #[error(transparent)]
+    Kernel(#[from] parl_kernels::KernelError),
+}
+
+/// Runs libtorch code whose calls panic on errors, and gives the panic back as an error.
+fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, LearnerError> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+        let text = text.unwrap_or_else(|| "a panic without a message".to_owned());
+        LearnerError::Torch(text.lines().next().unwrap_or_default().to_owned())
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,11 @@
+//! PPO's clipped objective with a group's advantage (GRPO), bounds on both sides of their own.
+
+use tch::Tensor;
+
+use super::Tokens;
+
+pub(super) fn loss(tokens: &Tokens<'_>, clip_low: f64, clip_high: f64) -> Tensor {
+    let ratio = (tokens.logp - tokens.old).exp();
+    let clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high);
+    -(ratio * tokens.advantage).minimum(&(clipped * tokens.advantage))
+}

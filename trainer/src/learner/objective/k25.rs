@@ -1,0 +1,16 @@
+//! Kimi K2.5's token objective (report, Eq. 1): Clip(π_θ/π_old, α, β)·(r − r̄) − τ·(log π_θ/π_old)².
+//!
+//! "Clip" is a gradient mask: inside of the range a token's gradient is as usual, outside it is zero, whatever the
+//! advantage's sign. The τ term is not masked.
+
+use tch::{Kind, Tensor};
+
+use super::Tokens;
+
+pub(super) fn loss(tokens: &Tokens<'_>, alpha: f64, beta: f64, tau: f64) -> Tensor {
+    let log_ratio = tokens.logp - tokens.old;
+    let inside = log_ratio.ge(alpha.ln()).logical_and(&log_ratio.le(beta.ln()));
+    let inside = inside.to_kind(tokens.logp.kind()).detach();
+    debug_assert_ne!(inside.kind(), Kind::Bool);
+    tau * log_ratio.square() - inside * log_ratio.exp() * tokens.advantage
+}

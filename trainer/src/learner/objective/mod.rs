@@ -1,0 +1,59 @@
+//! Objectives: what is minimised, one a file. All take flat tensors over the trained tokens of a micro-batch.
+
+mod grpo;
+mod k25;
+mod sft;
+
+use tch::Tensor;
+
+/// What is minimised.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Objective {
+    /// Cross-entropy on the masked tokens.
+    Sft,
+    /// K2.5's token objective.
+    K25 {
+        /// Lower end of the ratio's range.
+        alpha: f64,
+        /// Upper end.
+        beta: f64,
+        /// Weight of the squared log ratio.
+        tau: f64,
+    },
+    /// PPO's clipped objective with the group's advantage.
+    Grpo {
+        /// The ratio may fall by this much.
+        clip_low: f64,
+        /// The ratio may rise by this much.
+        clip_high: f64,
+    },
+}
+
+/// Tokens of a micro-batch; every tensor is `[N]`.
+pub(super) struct Tokens<'a> {
+    /// Under the weights that are trained, with gradient.
+    pub logp: &'a Tensor,
+    /// As recorded when they were drawn.
+    pub old: &'a Tensor,
+    /// Of their episodes.
+    pub advantage: &'a Tensor,
+    /// Each token's share of the loss.
+    pub weight: &'a Tensor,
+}
+
+impl Objective {
+    /// Σ weight · (loss of a token), a scalar.
+    pub(super) fn loss(&self, tokens: &Tokens<'_>) -> Tensor {
+        let per_token = match self {
+            Self::Sft => sft::loss(tokens),
+            Self::K25 { alpha, beta, tau } => k25::loss(tokens, *alpha, *beta, *tau),
+            Self::Grpo { clip_low, clip_high } => grpo::loss(tokens, *clip_low, *clip_high),
+        };
+        (per_token * tokens.weight).sum(None)
+    }
+
+    /// Whether the weights of tokens are taken within their group (and groups averaged), or over all tokens alike.
+    pub(super) fn by_group(&self) -> bool {
+        matches!(self, Self::K25 { .. })
+    }
+}

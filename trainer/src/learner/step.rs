@@ -1,0 +1,371 @@
+//! One update: samples to micro-batches to gradients to weights.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::sync::Weak;
+use std::time::Instant;
+
+use parl_kernels::shape::ModelShape;
+use parl_kernels::weights::WeightSet;
+use rayon::prelude::*;
+use tch::{Device, Kind, Tensor};
+
+use super::model::{Params, hidden, log_probs};
+use super::objective::Tokens;
+use super::{AdamW, LearnerError, Objective, guarded, lease};
+
+/// One context to learn from.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Sample {
+    /// The whole context.
+    pub tokens: Vec<u32>,
+    /// Which of them are trained on.
+    pub mask: Vec<bool>,
+    /// As recorded when they were drawn; 0 off the mask.
+    pub logprobs: Vec<f32>,
+    /// Temperature at which each was drawn; 1 where nothing was.
+    pub temperatures: Vec<f32>,
+    /// Of the episode.
+    pub advantage: f32,
+    /// Number of the group.
+    pub group: usize,
+}
+
+/// What an update did.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct StepReport {
+    /// The objective's value before the update.
+    pub loss: f64,
+    /// Norm of all gradients together, before clipping.
+    pub grad_norm: f64,
+    /// Mean entropy of the trained tokens' distributions, nats.
+    pub entropy: f64,
+    /// Mean of r − 1 − ln r with r = π_learner / π_engine, before the update.
+    pub mismatch_kl: f64,
+    /// Largest |log π_learner − log π_engine|.
+    pub mismatch_max: f64,
+    /// Tokens trained on.
+    pub trained_tokens: usize,
+    /// Tokens computed, padding included.
+    pub computed_tokens: usize,
+    /// Seconds.
+    pub seconds: f64,
+}
+
+/// A model that is trained.
+pub struct Learner {
+    shape: ModelShape,
+    params: Params,
+    /// The optimizer.
+    pub optimizer: AdamW,
+    /// Gradients longer than this are scaled down to it.
+    pub grad_clip: f64,
+    /// Tokens of a micro-batch, padding included.
+    pub micro_batch_tokens: usize,
+    workers: rayon::ThreadPool,
+    version: u64,
+    leased: Option<Weak<dyn Any + Send + Sync>>,
+}
+
+struct Micro {
+    grads: BTreeMap<String, Tensor>,
+    loss: f64,
+    entropy: f64,
+    kl: f64,
+    worst: f64,
+}
+
+impl Learner {
+    /// A learner on `threads` workers, one libtorch thread each.
+    ///
+    /// # Errors
+    /// [`LearnerError::Torch`] when the workers cannot be started.
+    pub fn new(
+        shape: ModelShape,
+        params: Params,
+        optimizer: AdamW,
+        threads: usize,
+    ) -> Result<Self, LearnerError> {
+        let workers = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads.max(1))
+            .start_handler(|_| tch::set_num_threads(1))
+            .build()
+            .map_err(|e| LearnerError::Torch(e.to_string()))?;
+        Ok(Self {
+            shape,
+            params,
+            optimizer,
+            grad_clip: 1.0,
+            micro_batch_tokens: 4096,
+            workers,
+            version: 0,
+            leased: None,
+        })
+    }
+
+    /// Sizes of the model.
+    pub fn shape(&self) -> &ModelShape {
+        &self.shape
+    }
+
+    /// The parameters, by name.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// Number of updates that these weights have seen.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The weights for reading; no update is made while the lease lives.
+    ///
+    /// # Errors
+    /// [`LearnerError::Weights`] or [`LearnerError::Kernel`] when they cannot be leased.
+    pub fn lease(&mut self) -> Result<WeightSet, LearnerError> {
+        let (set, alive) = lease::lease(&self.shape, &self.params, self.version)?;
+        self.leased = Some(alive);
+        Ok(set)
+    }
+
+    /// One update.
+    ///
+    /// # Errors
+    /// [`LearnerError::NotFinite`] when loss or gradient are no numbers, [`LearnerError::Samples`] for samples that do
+    /// not fit; nothing has changed then.
+    pub fn train_step(
+        &mut self,
+        samples: &[Sample],
+        objective: Objective,
+        lr: f64,
+    ) -> Result<StepReport, LearnerError> {
+        if self.leased.as_ref().is_some_and(|lease| lease.strong_count() > 0) {
+            return Err(LearnerError::Samples(
+                "the weights are leased: give the lease back first".to_owned(),
+            ));
+        }
+        let started = Instant::now();
+        self.check(samples)?;
+        let weights = token_weights(samples, objective);
+        let batches = micro_batches(samples, self.micro_batch_tokens);
+        let shape = &self.shape;
+        // Aliases share the memory but have gradients of their own; each worker is handed its own handles.
+        let alias = |(name, p): (&String, &Tensor)| (name.clone(), p.detach().set_requires_grad(true));
+        let work: Vec<(&Vec<usize>, Params)> =
+            guarded(|| batches.iter().map(|b| (b, self.params.iter().map(alias).collect())).collect())?;
+        let results: Vec<Result<Micro, LearnerError>> = self.workers.install(|| {
+            work.into_par_iter()
+                .map(|(batch, leaves)| {
+                    guarded(|| backward(shape, leaves, samples, batch, &weights, objective))
+                })
+                .collect()
+        });
+        let mut report = StepReport::default();
+        let mut grads: BTreeMap<String, Tensor> = BTreeMap::new();
+        // In the order of the batches, whoever was done first.
+        for micro in results {
+            let micro = micro?;
+            report.loss += micro.loss;
+            report.entropy += micro.entropy;
+            report.mismatch_kl += micro.kl;
+            report.mismatch_max = report.mismatch_max.max(micro.worst);
+            for (name, grad) in micro.grads {
+                match grads.get_mut(&name) {
+                    Some(sum) => *sum = &*sum + grad,
+                    None => drop(grads.insert(name, grad)),
+                }
+            }
+        }
+        report.trained_tokens = samples.iter().map(|s| s.mask.iter().filter(|m| **m).count()).sum();
+        report.computed_tokens = batches.iter().map(|b| b.len() * longest(samples, b)).sum();
+        let n = report.trained_tokens.max(1) as f64;
+        report.entropy /= n;
+        report.mismatch_kl /= n;
+        let square = |g: &Tensor| g.to_kind(Kind::Double).square().sum(None).double_value(&[]);
+        report.grad_norm = guarded(|| grads.values().map(square).sum::<f64>())?.sqrt();
+        for (what, value) in [("the loss", report.loss), ("the gradient's norm", report.grad_norm)] {
+            if !value.is_finite() {
+                return Err(LearnerError::NotFinite { what, value });
+            }
+        }
+        if report.grad_norm > self.grad_clip {
+            let scale = self.grad_clip / report.grad_norm;
+            for grad in grads.values_mut() {
+                *grad = &*grad * scale;
+            }
+        }
+        let (optimizer, params) = (&mut self.optimizer, &self.params);
+        guarded(|| optimizer.update(params, &grads, lr))?;
+        self.version += 1;
+        report.seconds = started.elapsed().as_secs_f64();
+        Ok(report)
+    }
+
+    /// Log-probs of the masked tokens of each sample, in order.
+    ///
+    /// # Errors
+    /// As [`Learner::train_step`].
+    pub fn log_probs(&self, samples: &[Sample]) -> Result<Vec<Vec<f32>>, LearnerError> {
+        self.check(samples)?;
+        let mut all = vec![Vec::new(); samples.len()];
+        for (i, _) in samples.iter().enumerate() {
+            all[i] = guarded(|| {
+                tch::no_grad(|| {
+                    let places =
+                        Places::of(samples, &[i], &vec![vec![0.0; samples[i].tokens.len()]; samples.len()]);
+                    let h = hidden(&self.shape, &self.params, &places.tokens);
+                    let rows = (&places.rows, &places.targets, &places.temperatures);
+                    floats(&log_probs(&self.shape, &self.params, &h, rows).0)
+                })
+            })?;
+        }
+        Ok(all)
+    }
+
+    fn check(&self, samples: &[Sample]) -> Result<(), LearnerError> {
+        for (i, s) in samples.iter().enumerate() {
+            let n = s.tokens.len();
+            let refuse = |text: String| Err(LearnerError::Samples(format!("sample {i}: {text}")));
+            if [s.mask.len(), s.logprobs.len(), s.temperatures.len()].iter().any(|len| *len != n) {
+                return refuse(format!("its lists are not all of {n} tokens"));
+            }
+            if s.mask.first() == Some(&true) {
+                return refuse("its first token is trained on, but nothing comes before it".to_owned());
+            }
+            if let Some(token) = s.tokens.iter().find(|t| **t as usize >= self.shape.vocab) {
+                return refuse(format!("token {token} is not below the vocabulary ({})", self.shape.vocab));
+            }
+            if n > self.shape.max_positions {
+                return refuse(format!("{n} tokens are above max_positions ({})", self.shape.max_positions));
+            }
+            let numbers = s.logprobs.iter().chain([&s.advantage]);
+            if let Some(value) = numbers.copied().find(|v| !v.is_finite()) {
+                return Err(LearnerError::NotFinite {
+                    what: "a sample's log-prob or advantage",
+                    value: value.into(),
+                });
+            }
+            if s.temperatures.iter().any(|t| !(t.is_finite() && *t > 0.0)) {
+                return refuse("a temperature is not above 0".to_owned());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Each trained token's share of the loss. By group: 1 / (tokens of its group · groups), so that groups count alike
+/// (N = Σ_j |y_j| in Eq. 1); else 1 / (all tokens).
+fn token_weights(samples: &[Sample], objective: Objective) -> Vec<Vec<f32>> {
+    let trained = |s: &Sample| s.mask.iter().filter(|m| **m).count();
+    let mut per_group: BTreeMap<usize, usize> = BTreeMap::new();
+    for sample in samples {
+        *per_group.entry(sample.group).or_default() += trained(sample);
+    }
+    let all: usize = per_group.values().sum();
+    let groups = per_group.values().filter(|n| **n > 0).count();
+    let share = |s: &Sample| {
+        let n = if objective.by_group() { per_group[&s.group] * groups } else { all };
+        1.0 / n.max(1) as f32
+    };
+    samples.iter().map(|s| vec![share(s); s.tokens.len()]).collect()
+}
+
+fn longest(samples: &[Sample], batch: &[usize]) -> usize {
+    batch.iter().map(|i| samples[*i].tokens.len()).max().unwrap_or(0)
+}
+
+/// Samples of like length together, up to a budget of padded tokens; samples without a trained token are left out.
+fn micro_batches(samples: &[Sample], budget: usize) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..samples.len()).filter(|i| samples[*i].mask.contains(&true)).collect();
+    order.sort_by_key(|i| (std::cmp::Reverse(samples[*i].tokens.len()), *i));
+    let mut batches: Vec<Vec<usize>> = Vec::new();
+    for i in order {
+        match batches.last_mut() {
+            Some(batch) if (batch.len() + 1) * longest(samples, batch) <= budget => batch.push(i),
+            _ => batches.push(vec![i]),
+        }
+    }
+    batches
+}
+
+/// The tensors of a micro-batch.
+struct Places {
+    tokens: Tensor,
+    rows: Tensor,
+    targets: Tensor,
+    temperatures: Tensor,
+    old: Tensor,
+    advantage: Tensor,
+    weight: Tensor,
+}
+
+impl Places {
+    fn of(samples: &[Sample], batch: &[usize], weights: &[Vec<f32>]) -> Self {
+        let width = longest(samples, batch);
+        let mut tokens = vec![0i64; batch.len() * width];
+        let (mut rows, mut targets) = (Vec::new(), Vec::new());
+        let (mut temperatures, mut old, mut advantage, mut weight) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for (b, i) in batch.iter().enumerate() {
+            let sample = &samples[*i];
+            for (t, token) in sample.tokens.iter().enumerate() {
+                tokens[b * width + t] = i64::from(*token);
+                if sample.mask[t] {
+                    // A token is predicted from the place before it.
+                    rows.push((b * width + t - 1) as i64);
+                    targets.push(i64::from(*token));
+                    temperatures.push(sample.temperatures[t]);
+                    old.push(sample.logprobs[t]);
+                    advantage.push(sample.advantage);
+                    weight.push(weights[*i][t]);
+                }
+            }
+        }
+        Self {
+            tokens: Tensor::from_slice(&tokens)
+                .view([batch.len() as i64, width as i64])
+                .to_device(Device::Cpu),
+            rows: Tensor::from_slice(&rows),
+            targets: Tensor::from_slice(&targets),
+            temperatures: Tensor::from_slice(&temperatures),
+            old: Tensor::from_slice(&old),
+            advantage: Tensor::from_slice(&advantage),
+            weight: Tensor::from_slice(&weight),
+        }
+    }
+}
+
+fn backward(
+    shape: &ModelShape,
+    leaves: Params,
+    samples: &[Sample],
+    batch: &[usize],
+    weights: &[Vec<f32>],
+    objective: Objective,
+) -> Micro {
+    let places = Places::of(samples, batch, weights);
+    let h = hidden(shape, &leaves, &places.tokens);
+    let (logp, entropy) =
+        log_probs(shape, &leaves, &h, (&places.rows, &places.targets, &places.temperatures));
+    let tokens =
+        Tokens { logp: &logp, old: &places.old, advantage: &places.advantage, weight: &places.weight };
+    let loss = objective.loss(&tokens);
+    loss.backward();
+    let number = |t: &Tensor| t.to_kind(Kind::Double).sum(None).double_value(&[]);
+    let (kl, worst) = tch::no_grad(|| {
+        let log_ratio = (&logp - &places.old).to_kind(Kind::Double);
+        let kl = log_ratio.exp() - 1.0 - &log_ratio;
+        (number(&kl), log_ratio.abs().max().double_value(&[]))
+    });
+    let grads = leaves.into_iter().map(|(name, leaf)| (name, leaf.grad())).filter(|(_, g)| g.defined());
+    Micro { loss: number(&loss.detach()), entropy: number(&entropy), kl, worst, grads: grads.collect() }
+}
+
+/// A tensor's elements.
+pub(super) fn floats(tensor: &Tensor) -> Vec<f32> {
+    let flat = tensor.detach().to_kind(Kind::Float).contiguous().view([-1]);
+    let mut out = vec![0.0f32; flat.numel()];
+    let n = out.len();
+    flat.copy_data(&mut out, n);
+    out
+}

@@ -1,0 +1,230 @@
+//! The learner against the engine, against finite differences, and against itself.
+
+use parl_kernels::backend::{Backend, Plan, PlanGroup, PlanRow, SetId};
+use parl_kernels::cpu::{CpuBackend, Level};
+use parl_kernels::rng::{RngKey, Stream};
+use parl_kernels::shape::ModelShape;
+use tch::{Kind, Tensor};
+
+use super::objective::Tokens;
+use super::step::floats;
+use super::*;
+
+fn shape(bias: bool, norm: bool, tied: bool) -> ModelShape {
+    ModelShape {
+        vocab: 61,
+        hidden: 32,
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 8,
+        ffn: 40,
+        max_positions: 64,
+        rope_theta: 10_000.0,
+        rms_eps: 1e-5,
+        qkv_bias: bias,
+        qk_norm: norm,
+        tied_head: tied,
+    }
+}
+
+fn params(shape: &ModelShape) -> std::collections::HashMap<String, Tensor> {
+    // Wider than a fresh model, so that distributions are far from flat.
+    initial(shape, 3)
+        .into_iter()
+        .map(|(n, p)| (n.clone(), if n.contains("norm") { p } else { p * 12.0 }))
+        .collect()
+}
+
+fn learner(shape: &ModelShape, threads: usize) -> Learner {
+    let mut learner =
+        Learner::new(shape.clone(), params(shape), AdamW::new(0.9, 0.99, 1e-8, 0.1), threads).unwrap();
+    learner.micro_batch_tokens = 40;
+    learner
+}
+
+fn samples(shape: &ModelShape, n: usize) -> Vec<Sample> {
+    let draw = |i: usize, j: u32, below: usize| {
+        let key = RngKey { seed: 8, stream: Stream::Shuffle, episode: i as u64, agent: 0 };
+        (key.uniform_f64(j) * below as f64) as u32
+    };
+    (0..n)
+        .map(|i| {
+            let length = 5 + i % 13;
+            let tokens: Vec<u32> = (0..length as u32).map(|j| draw(i, j, shape.vocab)).collect();
+            let mask: Vec<bool> = (0..length).map(|j| j > 1 && j % 3 != 0).collect();
+            let temperatures = mask.iter().map(|m| if *m { 0.7 } else { 1.0 }).collect();
+            let logprobs = vec![0.0; length];
+            Sample { tokens, mask, logprobs, temperatures, advantage: (i as f32 - 3.0) / 4.0, group: i / 4 }
+        })
+        .collect()
+}
+
+/// Samples whose recorded log-probs are the learner's own.
+fn recorded(learner: &Learner, n: usize) -> Vec<Sample> {
+    let mut samples = samples(learner.shape(), n);
+    let all = learner.log_probs(&samples).unwrap();
+    for (sample, logprobs) in samples.iter_mut().zip(all) {
+        let drawn: Vec<usize> = (0..sample.tokens.len()).filter(|i| sample.mask[*i]).collect();
+        drawn.iter().zip(logprobs).for_each(|(i, l)| sample.logprobs[*i] = l);
+    }
+    samples
+}
+
+#[test]
+fn the_engine_and_the_learner_agree() {
+    for (bias, norm, tied) in [(false, false, true), (true, false, false), (false, true, true)] {
+        let shape = shape(bias, norm, tied);
+        let mut learner = learner(&shape, 1);
+        for level in Level::available() {
+            let mut backend = CpuBackend::new(level, 1).unwrap();
+            backend.reserve_kv(16, 8).unwrap();
+            backend.install(SetId(0), learner.lease().unwrap()).unwrap();
+            for sample in samples(&shape, 9) {
+                let row =
+                    PlanRow { tokens: sample.tokens.clone(), start: 0, blocks: vec![3, 1, 7], draw: None };
+                let plan =
+                    Plan { copies: Vec::new(), groups: vec![PlanGroup { set: SetId(0), rows: vec![row] }] };
+                let logits = backend.logits(&plan).unwrap();
+                let mut engine = Vec::new();
+                for (t, token) in sample.tokens.iter().enumerate().filter(|(t, _)| sample.mask[*t]) {
+                    let scaled: Vec<f64> =
+                        logits[0][0][t - 1].iter().map(|l| f64::from(*l) / 0.7f32 as f64).collect();
+                    let total = scaled.iter().map(|l| l.exp()).sum::<f64>().ln();
+                    engine.push((scaled[*token as usize] - total) as f32);
+                }
+                let learnt = learner.log_probs(std::slice::from_ref(&sample)).unwrap().remove(0);
+                for (a, b) in engine.iter().zip(&learnt) {
+                    assert!((a - b).abs() <= 1e-4, "{level:?}: {a} {b}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_are_those_of_finite_differences() {
+    let old = [-1.0f64, -0.7, -2.0, -0.4, -1.5];
+    // In range, above it with either sign of the advantage, below it, at the recorded value.
+    let logp = [-0.9f64, -0.2, -1.4, -1.1, -1.5];
+    let advantage = [0.5f64, 1.0, -0.8, 0.9, -0.3];
+    let weight = [0.2f64, 0.1, 0.3, 0.25, 0.15];
+    let k25 = |x: f64, i: usize| {
+        let l = x - old[i];
+        let inside = l >= 0.8f64.ln() && l <= 1.25f64.ln();
+        weight[i] * (1e-3 * l * l - if inside { l.exp() * advantage[i] } else { 0.0 })
+    };
+    let grpo = |x: f64, i: usize| {
+        let r = (x - old[i]).exp();
+        -weight[i] * (r * advantage[i]).min(r.clamp(0.8, 1.28) * advantage[i])
+    };
+    let cases: [(Objective, &dyn Fn(f64, usize) -> f64); 3] = [
+        (Objective::K25 { alpha: 0.8, beta: 1.25, tau: 1e-3 }, &k25),
+        (Objective::Grpo { clip_low: 0.2, clip_high: 0.28 }, &grpo),
+        (Objective::Sft, &|x, i| -weight[i] * x),
+    ];
+    for (objective, reference) in cases {
+        let tensor = |v: &[f64]| Tensor::from_slice(v);
+        let leaf = tensor(&logp).set_requires_grad(true);
+        let (old_t, adv_t, weight_t) = (tensor(&old), tensor(&advantage), tensor(&weight));
+        let loss = objective.loss(&Tokens { logp: &leaf, old: &old_t, advantage: &adv_t, weight: &weight_t });
+        let wanted: f64 = (0..5).map(|i| reference(logp[i], i)).sum();
+        assert!((loss.double_value(&[]) - wanted).abs() < 1e-12, "{objective:?}");
+        loss.backward();
+        let grad = leaf.grad();
+        for i in 0..5 {
+            let h = 1e-6;
+            let slope = (reference(logp[i] + h, i) - reference(logp[i] - h, i)) / (2.0 * h);
+            let got = grad.double_value(&[i as i64]);
+            assert!((got - slope).abs() < 1e-6, "{objective:?} token {i}: {got} {slope}");
+        }
+    }
+}
+
+fn bits(learner: &Learner) -> Vec<u32> {
+    let mut names: Vec<&String> = learner.params().keys().collect();
+    names.sort();
+    names.iter().flat_map(|n| floats(&learner.params()[*n])).map(f32::to_bits).collect()
+}
+
+const K25: Objective = Objective::K25 { alpha: 0.8, beta: 1.25, tau: 1e-3 };
+
+#[test]
+fn bits_do_not_depend_on_the_workers() {
+    let shape = shape(true, false, true);
+    let (mut one, mut two) = (learner(&shape, 1), learner(&shape, 2));
+    let samples = recorded(&one, 20);
+    for _ in 0..3 {
+        let a = one.train_step(&samples, K25, 1e-3).unwrap();
+        let b = two.train_step(&samples, K25, 1e-3).unwrap();
+        assert_eq!((a.loss.to_bits(), a.grad_norm.to_bits()), (b.loss.to_bits(), b.grad_norm.to_bits()));
+    }
+    assert_eq!(bits(&one), bits(&two));
+    assert_eq!(one.version(), 3);
+}
+
+#[test]
+fn recorded_log_probs_match_before_an_update_and_better_ones_follow() {
+    let shape = shape(false, false, true);
+    let mut learner = learner(&shape, 2);
+    let samples = recorded(&learner, 16);
+    let first = learner.train_step(&samples, K25, 3e-3).unwrap();
+    assert!(first.mismatch_kl.abs() < 1e-9 && first.mismatch_max < 1e-5, "{first:?}");
+    let before = learner.log_probs(&samples).unwrap();
+    for (sample, after) in samples.iter().zip(before).filter(|(s, _)| s.advantage.abs() > 0.5) {
+        let old: f32 = sample.logprobs.iter().sum();
+        let new: f32 = after.iter().sum();
+        assert!((new - old) * sample.advantage > 0.0, "{} {old} {new}", sample.advantage);
+    }
+    let mut losses = Vec::new();
+    for _ in 0..30 {
+        losses.push(learner.train_step(&samples, Objective::Sft, 1e-2).unwrap().loss);
+    }
+    assert!(losses[29] < losses[0] * 0.5, "{losses:?}");
+}
+
+#[test]
+fn a_refused_step_changes_nothing() {
+    let shape = shape(false, false, true);
+    let mut learner = learner(&shape, 2);
+    let samples = recorded(&learner, 8);
+    learner.train_step(&samples, K25, 1e-3).unwrap();
+    let before = bits(&learner);
+    let mut bad = samples.clone();
+    bad[3].advantage = f32::NAN;
+    assert!(matches!(learner.train_step(&bad, K25, 1e-3), Err(LearnerError::NotFinite { .. })));
+    let mut far = samples.clone();
+    // e^(logp - old) is beyond f32: the loss of GRPO is infinite.
+    let mask = far[0].mask.clone();
+    far[0].logprobs.iter_mut().zip(&mask).filter(|(_, m)| **m).for_each(|(l, _)| *l = -1e4);
+    far[0].advantage = -1.0;
+    let grpo = Objective::Grpo { clip_low: 0.2, clip_high: 0.28 };
+    assert!(matches!(learner.train_step(&far, grpo, 1e-3), Err(LearnerError::NotFinite { .. })));
+    let lease = learner.lease().unwrap();
+    assert!(learner.train_step(&samples, K25, 1e-3).unwrap_err().to_string().contains("leased"));
+    drop(lease);
+    assert_eq!(bits(&learner), before);
+    learner.train_step(&samples, K25, 1e-3).unwrap();
+    assert_ne!(bits(&learner), before);
+}
+
+#[test]
+fn weights_go_to_disk_and_back() {
+    for (bias, norm, tied) in [(true, false, true), (false, true, false)] {
+        let shape = shape(bias, norm, tied);
+        let params = params(&shape);
+        let bytes = export(&shape, &params).unwrap();
+        let back = import(&shape, &bytes).unwrap();
+        for (name, tensor) in &params {
+            let rounded = tensor.to_kind(Kind::BFloat16).to_kind(Kind::Float);
+            assert_eq!(floats(&rounded), floats(&back[name]), "{name}");
+        }
+        assert_eq!(export(&shape, &back).unwrap(), bytes);
+        let other = ModelShape { ffn: 41, ..shape.clone() };
+        let error = import(&other, &bytes).unwrap_err().to_string();
+        assert!(error.contains("mlp.gate_proj.weight") && error.contains("[40, 32]"), "{error}");
+        assert!(import(&shape, &bytes[..bytes.len() - 1]).is_err() && import(&shape, b"x").is_err());
+        let more = ModelShape { layers: 1, ..shape };
+        assert!(import(&more, &bytes).unwrap_err().to_string().contains("tensors, the model has"));
+    }
+}
