@@ -42,6 +42,19 @@ impl ModelShape {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }
 
+    /// Rows of the parts that a fused projection is made of, in order; none for tensors that are not
+    /// projections of a layer.
+    pub fn part_rows(&self, name: &str) -> Vec<i64> {
+        let kv = self.kv_heads * self.head_dim;
+        let rows = match name.rsplit('.').next().unwrap_or(name) {
+            "qkv" | "qkv_bias" => vec![self.heads * self.head_dim, kv, kv],
+            "gate_up" => vec![self.ffn, self.ffn],
+            "down" | "o" => vec![self.hidden],
+            _ => return Vec::new(),
+        };
+        rows.into_iter().map(|r| r as i64).collect()
+    }
+
     /// Checks the sizes against each other.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::dialect::Mode;
+use crate::engine::EngineConfig;
 use crate::policy::scripted::Script;
 use crate::swarm::{OnExhaustion, Rules, SeatRules};
 use crate::tools::ToolSpec;
@@ -19,6 +20,14 @@ pub enum PolicyConfig {
     Scripted {
         /// Which one.
         script: Script,
+    },
+    /// A model on this machine.
+    Local {
+        /// Its folder, as Hugging Face lays it out: config.json, model.safetensors, tokenizer.json.
+        model: String,
+        /// Temperature of the draw.
+        #[schemars(range(min = 0.0, max = 100.0))]
+        temperature: f32,
     },
 }
 
@@ -112,6 +121,8 @@ pub struct RolloutConfig {
     pub subagent: SubagentConfig,
     /// Budget of an episode.
     pub budget: BudgetConfig,
+    /// The engine that draws for local models.
+    pub engine: EngineConfig,
     /// The search tool.
     pub search: SearchConfig,
     /// Probability that a tool call fails with an error observation.
@@ -165,6 +176,7 @@ impl Default for RolloutConfig {
             orchestrator: OrchestratorConfig::default(),
             subagent: SubagentConfig::default(),
             budget: BudgetConfig::default(),
+            engine: EngineConfig::default(),
             search: SearchConfig::default(),
             tool_fault_rate: 0.0,
         }

@@ -12,7 +12,8 @@ Exit codes:
   2  the config, the command line or the run's folder
   3  the set-up (compiler, libtorch, disk space)
   4  data: tasks, corpus, tokenizer, a damaged file
-  5  storage: the disk refused";
+  5  storage: the disk refused
+  6  training: loss, gradient or weights are no numbers any more";
 
 /// Trains an orchestrator that splits a task and runs it on frozen sub-agents at once.
 #[derive(Debug, Parser)]
@@ -28,6 +29,8 @@ pub struct Cli {
 pub enum Command {
     /// Run a config.
     Run(RunArgs),
+    /// Make a warm start: a model that knows the tools and the formats, from scripted demonstrations.
+    Sft(SftArgs),
     /// Measure a scripted policy, or the config's own, on held-out tasks.
     Eval(EvalArgs),
     /// Look at configs without running them.
@@ -67,6 +70,17 @@ pub struct RunArgs {
     /// Check everything, show the resolved config, and stop.
     #[arg(long)]
     pub dry_run: bool,
+}
+
+/// Arguments of `sft`.
+#[derive(Debug, Args)]
+pub struct SftArgs {
+    /// The config.
+    #[command(flatten)]
+    pub layers: Layers,
+    /// Folder to write the model to; a model that is there is replaced.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
 }
 
 /// Arguments of `eval`.

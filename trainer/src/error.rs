@@ -19,6 +19,9 @@ pub enum TrainerError {
     /// From a rollout, the log, or the disk.
     #[error(transparent)]
     Rollout(#[from] parl_rollout::RolloutError),
+    /// From the learner.
+    #[error(transparent)]
+    Learner(#[from] crate::learner::LearnerError),
     /// A bug of ours.
     #[error("internal: {0}")]
     Internal(String),
@@ -27,12 +30,15 @@ pub enum TrainerError {
 impl TrainerError {
     /// The process's exit code (`trainer --help` lists them).
     pub fn exit_code(&self) -> u8 {
+        use crate::learner::LearnerError as L;
         use parl_rollout::RolloutError as R;
         match self {
             Self::Config(_) | Self::Folder(_) | Self::Resume(_) | Self::Rollout(R::Config { .. }) => 2,
-            Self::Rollout(R::Row { .. } | R::Corrupt { .. } | R::Tokenizer(_) | R::Index(_)) => 4,
+            Self::Learner(L::NotFinite { .. }) => 6,
+            Self::Learner(L::Weights(_))
+            | Self::Rollout(R::Row { .. } | R::Corrupt { .. } | R::Tokenizer(_) | R::Index(_)) => 4,
             Self::Rollout(R::Io { .. } | R::Log(_)) => 5,
-            Self::Rollout(R::Kernel(_) | R::Internal(_)) | Self::Internal(_) => 1,
+            Self::Learner(_) | Self::Rollout(R::Kernel(_) | R::Internal(_)) | Self::Internal(_) => 1,
         }
     }
 }

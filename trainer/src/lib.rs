@@ -5,5 +5,6 @@ pub mod config;
 mod error;
 pub mod learner;
 pub mod run;
+pub mod sft;
 
 pub use error::TrainerError;

@@ -11,6 +11,7 @@ use parl_trainer::config::{self, Config, Loaded};
 use parl_trainer::run::environment::Environment;
 use parl_trainer::run::eval::{Row, evaluate, print_table};
 use parl_trainer::run::folder::Used;
+use parl_trainer::run::seats::{configured, scripted};
 use parl_trainer::run::{Options, run};
 
 fn main() -> ExitCode {
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
 fn dispatch(command: Command, out: &mut dyn Write) -> anyhow::Result<()> {
     match command {
         Command::Run(args) => run_command(&args, out),
+        Command::Sft(args) => Ok(parl_trainer::sft::run(&load(&args.layers)?.config, &args.out, out)?),
         Command::Eval(args) => eval_command(&args, out),
         Command::Config { command: ConfigCommand::Schema } => print_json(out, &config::schema::<Config>()),
         Command::Config { command: ConfigCommand::Reference } => {
@@ -75,8 +77,8 @@ fn eval_command(args: &EvalArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     let config = load(&args.layers)?.config;
     let environment = Environment::new(&config).map_err(TrainerError::from)?;
     let (name, mut policy) = match args.policy {
-        Some(script) => (script.name(), environment.scripted(script, &config)),
-        None => ("the config's policy", environment.policy(&config)),
+        Some(script) => (script.name(), scripted(&environment, script, &config)?),
+        None => ("the config's policy", configured(&environment, &config)?),
     };
     let summary = evaluate(&config, &environment, policy.as_mut(), args.tasks, args.lift_budget)?;
     if args.json {

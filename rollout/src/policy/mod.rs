@@ -1,9 +1,11 @@
 //! Policies: who draws an agent's turns.
 
+pub mod local;
 pub mod pair;
 pub mod scripted;
 
 use parl_kernels::rng::RngKey;
+use parl_kernels::weights::WeightSet;
 
 use crate::RolloutError;
 use crate::swarm::{Message, Moment, Seat, Turn};
@@ -68,4 +70,12 @@ pub trait Policy: Send {
     /// # Errors
     /// When the machinery itself breaks; a turn that failed is no error but `TurnEnd::Failed`.
     fn tick(&mut self, now: Moment) -> Result<Vec<(AgentRef, Turn)>, RolloutError>;
+
+    /// Takes in new weights for a seat; policies without weights have nothing to do.
+    ///
+    /// # Errors
+    /// When the weights are refused; the old ones are then still in use.
+    fn publish(&mut self, _seat: Seat, _weights: WeightSet) -> Result<(), RolloutError> {
+        Ok(())
+    }
 }

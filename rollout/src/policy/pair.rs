@@ -1,5 +1,7 @@
 //! Two policies, one a seat.
 
+use parl_kernels::weights::WeightSet;
+
 use super::{AgentRef, Identity, Policy, TurnRequest};
 use crate::RolloutError;
 use crate::swarm::{Moment, Seat, Turn};
@@ -35,5 +37,12 @@ impl Policy for Pair {
         let mut turns = self.orchestrator.tick(now)?;
         turns.extend(self.subagent.tick(now)?);
         Ok(turns)
+    }
+
+    fn publish(&mut self, seat: Seat, weights: WeightSet) -> Result<(), RolloutError> {
+        match seat {
+            Seat::Orchestrator => self.orchestrator.publish(seat, weights),
+            Seat::Subagent => self.subagent.publish(seat, weights),
+        }
     }
 }

@@ -29,6 +29,8 @@ pub struct Stage<'a> {
     pub tool_fault_rate: f64,
     /// Episodes under way at once.
     pub max_concurrent_episodes: usize,
+    /// Keep the sub-agents' contexts in the records too: demonstrations to learn from.
+    pub keep_subagent_contexts: bool,
     /// Milliseconds since the rollout began; only logged.
     pub clock_ms: &'a (dyn Fn() -> i64 + Sync),
     /// Wall clock at which the rollout began, microseconds since 1970.
@@ -112,7 +114,7 @@ pub fn run(
         // Episodes that ended this tick, those that ended in their first actions included.
         for (slot, record) in live.iter_mut().zip(&mut records) {
             if let Some(over) = slot.take_if(|e| e.outcome().is_some()) {
-                *record = Some(over.into_record(&seats, stage.epoch_us)?);
+                *record = Some(over.into_record(&seats, stage.epoch_us, stage.keep_subagent_contexts)?);
                 open -= 1;
                 state.done += 1;
             }

@@ -5,7 +5,7 @@ use super::agent::Agent;
 use super::episode::Episode;
 use crate::RolloutError;
 use crate::policy::Identity;
-use crate::trajectory::record::{AgentRecord, EpisodeRecord, StepRecord};
+use crate::trajectory::record::{AgentRecord, EpisodeRecord, StepRecord, TokenBranch};
 use parl_rewards::critical::{critical_steps, total_steps};
 
 /// Who sat in the two seats.
@@ -18,7 +18,12 @@ pub(super) struct Seats {
 impl Episode<'_> {
     /// The record of an episode that is over. `epoch_us` is the wall clock at which the rollout began,
     /// microseconds since 1970.
-    pub(super) fn into_record(self, seats: &Seats, epoch_us: i64) -> Result<EpisodeRecord, RolloutError> {
+    pub(super) fn into_record(
+        self,
+        seats: &Seats,
+        epoch_us: i64,
+        keep_subagent_contexts: bool,
+    ) -> Result<EpisodeRecord, RolloutError> {
         let Some(outcome) = self.outcome else {
             return Err(RolloutError::Internal(format!("episode {} is not over", self.spec.episode_id)));
         };
@@ -38,6 +43,11 @@ impl Episode<'_> {
             })
             .collect();
         let orchestrator_branch = self.agents[0].branch.clone();
+        let kept = if keep_subagent_contexts { self.agents.len() } else { 1 };
+        let branches = self.agents[..kept]
+            .iter()
+            .map(|a| TokenBranch { branch_idx: a.idx, ..a.branch.clone() })
+            .collect();
         let versions = || orchestrator_branch.policy_versions.iter().map(|v| v.2);
         let assigned: Vec<&AgentRecord> = agents.iter().skip(1).collect();
         let concurrent = |stage: u32| assigned.iter().filter(|a| a.stage == Some(stage)).count() as u32;
@@ -69,7 +79,7 @@ impl Episode<'_> {
             policy_version_min: versions().min().unwrap_or(0),
             policy_version_max: versions().max().unwrap_or(0),
             steps: self.agents.iter().flat_map(|a| a.steps.iter().map(|s| relative(s, began))).collect(),
-            branches: vec![orchestrator_branch],
+            branches,
             agents,
             episode_id: self.spec.episode_id,
             group_id: self.spec.group_id,

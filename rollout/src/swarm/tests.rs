@@ -116,7 +116,7 @@ impl<'a> Told<'a> {
     fn record(self) -> EpisodeRecord {
         let identity = |name: &str| Identity { name: name.into(), trainable: false };
         let seats = finish::Seats { orchestrator: identity("a"), subagent: identity("b") };
-        self.episode.into_record(&seats, 0).unwrap()
+        self.episode.into_record(&seats, 0, false).unwrap()
     }
 }
 
@@ -380,6 +380,7 @@ fn run(
         tools,
         tool_fault_rate: 0.02,
         max_concurrent_episodes: 16,
+        keep_subagent_contexts: false,
         clock_ms: &|| 0,
         epoch_us: 0,
     };

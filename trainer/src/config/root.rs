@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Issue, Validate};
+use crate::sft::SftConfig;
 
 /// The run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -67,6 +68,8 @@ pub struct Config {
     pub rollout: RolloutConfig,
     /// Rewards.
     pub rewards: RewardsConfig,
+    /// The warm start (`trainer sft`).
+    pub sft: SftConfig,
 }
 
 impl Validate for Config {

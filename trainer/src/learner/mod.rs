@@ -3,6 +3,7 @@
 //! Each micro-batch is computed on one libtorch thread; gradients are summed in a fixed order. So the bits of an update
 //! depend neither on the number of workers nor on their luck.
 
+mod config_json;
 mod lease;
 mod model;
 mod objective;
@@ -10,8 +11,9 @@ mod optimizer;
 mod step;
 mod weights;
 
+pub use config_json::{config_json, shape_of};
 pub use objective::Objective;
-pub use optimizer::AdamW;
+pub use optimizer::{AdamW, Muon, Optimizer};
 pub use step::{Learner, Sample, StepReport};
 pub use weights::{export, import, initial};
 

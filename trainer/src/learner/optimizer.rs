@@ -1,4 +1,7 @@
-//! AdamW over named tensors, whose state can be saved and put back exactly (Loshchilov & Hutter, 2019).
+//! Optimizers over named tensors, whose state can be saved and put back exactly.
+//!
+//! AdamW after Loshchilov & Hutter (2019). Muon after K. Jordan et al. (2024) with the update's RMS matched to AdamW's
+//! (0.2·√max(n, m), as in Moonlight): it moves the projections; embeddings, head, norms and biases go by AdamW.
 
 use std::collections::BTreeMap;
 
@@ -6,8 +9,8 @@ use tch::Tensor;
 
 use super::model::Params;
 
-/// AdamW with its state.
-#[derive(Debug)]
+/// AdamW's settings.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamW {
     /// Decay of the mean of gradients.
     pub beta1: f64,
@@ -17,36 +20,118 @@ pub struct AdamW {
     pub eps: f64,
     /// Decoupled weight decay; norms and biases (one-dimensional) have none.
     pub weight_decay: f64,
-    /// Updates made.
-    pub(super) steps: u64,
-    pub(super) moments: BTreeMap<String, (Tensor, Tensor)>,
 }
 
-impl AdamW {
-    /// A fresh one.
-    pub fn new(beta1: f64, beta2: f64, eps: f64, weight_decay: f64) -> Self {
-        Self { beta1, beta2, eps, weight_decay, steps: 0, moments: BTreeMap::new() }
+/// Muon's settings.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Muon {
+    /// Decay of the mean of gradients.
+    pub momentum: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Its learning rate over AdamW's.
+    pub lr_factor: f64,
+}
+
+/// An optimizer with its state.
+pub struct Optimizer {
+    adamw: AdamW,
+    muon: Option<Muon>,
+    /// Updates made.
+    pub(super) steps: u64,
+    /// Tensors by name: `m.NAME` and `v.NAME` of AdamW, `momentum.NAME` of Muon.
+    pub(super) state: BTreeMap<String, Tensor>,
+}
+
+impl Optimizer {
+    /// A fresh one; with `muon`, projections go by it.
+    pub fn new(adamw: AdamW, muon: Option<Muon>) -> Self {
+        Self { adamw, muon, steps: 0, state: BTreeMap::new() }
     }
 
-    /// One update of `params` along `grads`, names in a fixed order.
-    pub(super) fn update(&mut self, params: &Params, grads: &BTreeMap<String, Tensor>, lr: f64) {
+    fn slot(&mut self, name: String, like: &Tensor) -> Tensor {
+        self.state.entry(name).or_insert_with(|| like.zeros_like()).shallow_clone()
+    }
+
+    /// One update of `params` along `grads`, names in a fixed order. `rows` cuts fused projections into
+    /// their parts, each of which is orthogonalised alone.
+    pub(super) fn update(
+        &mut self,
+        params: &Params,
+        grads: &BTreeMap<String, Tensor>,
+        lr: f64,
+        rows: &dyn Fn(&str) -> Vec<i64>,
+    ) {
         self.steps += 1;
-        let t = i32::try_from(self.steps).unwrap_or(i32::MAX);
-        let (c1, c2) = (1.0 - self.beta1.powi(t), 1.0 - self.beta2.powi(t));
         tch::no_grad(|| {
             for (name, grad) in grads {
-                let mut param = params[name].shallow_clone();
-                let (m, v) = self
-                    .moments
-                    .entry(name.clone())
-                    .or_insert_with(|| (param.zeros_like(), param.zeros_like()));
-                *m = &*m * self.beta1 + grad * (1.0 - self.beta1);
-                *v = &*v * self.beta2 + grad.square() * (1.0 - self.beta2);
-                let step = (&*m / c1) / ((&*v / c2).sqrt() + self.eps);
-                let decay = if param.dim() > 1 { 1.0 - lr * self.weight_decay } else { 1.0 };
-                let updated = &param * decay - step * lr;
-                param.copy_(&updated);
+                let param = params[name].shallow_clone();
+                let projection = name.starts_with("layers.") && param.dim() == 2;
+                match self.muon.filter(|_| projection) {
+                    Some(muon) => self.muon_step(name, &param, grad, muon, lr, &rows(name)),
+                    None => self.adamw_step(name, &param, grad, lr),
+                }
             }
         });
+    }
+
+    fn adamw_step(&mut self, name: &str, param: &Tensor, grad: &Tensor, lr: f64) {
+        let AdamW { beta1, beta2, eps, weight_decay } = self.adamw;
+        let t = i32::try_from(self.steps).unwrap_or(i32::MAX);
+        let (mut m, mut v) = (self.slot(format!("m.{name}"), param), self.slot(format!("v.{name}"), param));
+        m.copy_(&(&m * beta1 + grad * (1.0 - beta1)));
+        v.copy_(&(&v * beta2 + grad.square() * (1.0 - beta2)));
+        let step = (&m / (1.0 - beta1.powi(t))) / ((&v / (1.0 - beta2.powi(t))).sqrt() + eps);
+        let decay = if param.dim() > 1 { 1.0 - lr * weight_decay } else { 1.0 };
+        param.shallow_clone().copy_(&(param * decay - step * lr));
+    }
+
+    fn muon_step(&mut self, name: &str, param: &Tensor, grad: &Tensor, muon: Muon, lr: f64, rows: &[i64]) {
+        let lr = lr * muon.lr_factor;
+        let mut mean = self.slot(format!("momentum.{name}"), param);
+        mean.copy_(&(&mean * muon.momentum + grad));
+        // Nesterov: look ahead along the mean.
+        let ahead = grad + &mean * muon.momentum;
+        let parts: Vec<Tensor> = ahead.split_with_sizes(rows, 0).iter().map(matched).collect();
+        let step = Tensor::cat(&parts, 0);
+        param.shallow_clone().copy_(&(param * (1.0 - lr * muon.weight_decay) - step * lr));
+    }
+}
+
+/// The orthogonal matrix next to `g`, scaled so that its elements' RMS is 0.2 whatever its shape.
+fn matched(g: &Tensor) -> Tensor {
+    let (rows, columns) = g.size2().unwrap_or((1, 1));
+    orthogonal(g) * (0.2 * (rows.max(columns) as f64).sqrt())
+}
+
+/// Five rounds of the quintic Newton–Schulz iteration on g / ‖g‖.
+fn orthogonal(g: &Tensor) -> Tensor {
+    let (a, b, c) = (3.4445, -4.7750, 2.0315);
+    let tall = g.size2().is_ok_and(|(rows, columns)| rows > columns);
+    let mut x = if tall { g.transpose(0, 1) } else { g.shallow_clone() };
+    x = &x / (x.norm() + 1e-7);
+    for _ in 0..5 {
+        let square = x.matmul(&x.transpose(0, 1));
+        let polynomial = &square * b + square.matmul(&square) * c;
+        x = &x * a + polynomial.matmul(&x);
+    }
+    if tall { x.transpose(0, 1) } else { x }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn muon_steps_are_orthogonal_and_of_matched_size() {
+        tch::manual_seed(1);
+        for (rows, columns) in [(16, 48), (48, 16), (20, 20)] {
+            let g = Tensor::randn([rows, columns], (tch::Kind::Float, tch::Device::Cpu));
+            let (_, singular, _) = orthogonal(&g).svd(true, true);
+            let (low, high) = (singular.min().double_value(&[]), singular.max().double_value(&[]));
+            assert!(low > 0.3 && high < 1.3, "{rows}x{columns}: {low} {high}");
+            let rms = matched(&g).square().mean(tch::Kind::Float).sqrt().double_value(&[]);
+            assert!((0.12..0.26).contains(&rms), "{rms}");
+        }
     }
 }

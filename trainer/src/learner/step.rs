@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::model::{Params, hidden, log_probs};
 use super::objective::Tokens;
-use super::{AdamW, LearnerError, Objective, guarded, lease};
+use super::{LearnerError, Objective, Optimizer, guarded, lease};
 
 /// One context to learn from.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -57,7 +57,7 @@ pub struct Learner {
     shape: ModelShape,
     params: Params,
     /// The optimizer.
-    pub optimizer: AdamW,
+    pub optimizer: Optimizer,
     /// Gradients longer than this are scaled down to it.
     pub grad_clip: f64,
     /// Tokens of a micro-batch, padding included.
@@ -83,7 +83,7 @@ impl Learner {
     pub fn new(
         shape: ModelShape,
         params: Params,
-        optimizer: AdamW,
+        optimizer: Optimizer,
         threads: usize,
     ) -> Result<Self, LearnerError> {
         let workers = rayon::ThreadPoolBuilder::new()
@@ -195,7 +195,8 @@ impl Learner {
             }
         }
         let (optimizer, params) = (&mut self.optimizer, &self.params);
-        guarded(|| optimizer.update(params, &grads, lr))?;
+        let shape = &self.shape;
+        guarded(|| optimizer.update(params, &grads, lr, &|name| shape.part_rows(name)))?;
         self.version += 1;
         report.seconds = started.elapsed().as_secs_f64();
         Ok(report)

@@ -37,8 +37,10 @@ fn params(shape: &ModelShape) -> std::collections::HashMap<String, Tensor> {
 }
 
 fn learner(shape: &ModelShape, threads: usize) -> Learner {
-    let mut learner =
-        Learner::new(shape.clone(), params(shape), AdamW::new(0.9, 0.99, 1e-8, 0.1), threads).unwrap();
+    let adamw = AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1 };
+    let muon = Muon { momentum: 0.95, weight_decay: 0.1, lr_factor: 1.0 };
+    let optimizer = Optimizer::new(adamw, shape.qk_norm.then_some(muon));
+    let mut learner = Learner::new(shape.clone(), params(shape), optimizer, threads).unwrap();
     learner.micro_batch_tokens = 40;
     learner
 }
@@ -151,8 +153,13 @@ const K25: Objective = Objective::K25 { alpha: 0.8, beta: 1.25, tau: 1e-3 };
 
 #[test]
 fn bits_do_not_depend_on_the_workers() {
-    let shape = shape(true, false, true);
-    let (mut one, mut two) = (learner(&shape, 1), learner(&shape, 2));
+    for shape in [shape(true, false, true), shape(false, true, true)] {
+        same_bits(&shape);
+    }
+}
+
+fn same_bits(shape: &ModelShape) {
+    let (mut one, mut two) = (learner(shape, 1), learner(shape, 2));
     let samples = recorded(&one, 20);
     for _ in 0..3 {
         let a = one.train_step(&samples, K25, 1e-3).unwrap();

@@ -1,13 +1,12 @@
 //! What a run's episodes happen in: tasks, tools, dialect, rules and policies, made from the config.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use parl_rollout::RolloutError;
-use parl_rollout::config::PolicyConfig;
+use parl_rollout::config::{PolicyConfig, RolloutConfig};
 use parl_rollout::dialect::{Dialect, tokenizer_json};
-use parl_rollout::policy::Policy;
-use parl_rollout::policy::pair::Pair;
-use parl_rollout::policy::scripted::{Script, Scripted};
+use parl_rollout::durable;
 use parl_rollout::swarm::{EpisodeSpec, Rules, observation};
 use parl_rollout::tasks::atlas::{self, AtlasWorld};
 use parl_rollout::tasks::dataset::DatasetSource;
@@ -22,6 +21,17 @@ const EVAL_STREAMS: u64 = 1 << 63;
 /// Each seed has its own stretch of the stream of tasks.
 const TASKS_PER_SEED: u64 = 1 << 32;
 
+/// Warm starts draw their tasks from stretches above those of runs.
+const DEMONSTRATIONS: u64 = 1 << 31;
+
+/// The model whose tokenizer the contexts are spelt with, if some seat has one.
+fn model_folder(rollout: &RolloutConfig) -> Option<&str> {
+    [&rollout.orchestrator.policy, &rollout.subagent.policy].into_iter().find_map(|policy| match policy {
+        PolicyConfig::Local { model, .. } => Some(model.as_str()),
+        PolicyConfig::Scripted { .. } => None,
+    })
+}
+
 /// Everything that episodes need, besides a policy.
 pub struct Environment {
     source: Box<dyn TaskSource>,
@@ -30,7 +40,7 @@ pub struct Environment {
     /// The tokenizer and its template.
     pub dialect: Arc<Dialect>,
     /// The `tokenizer.json` of the dialect.
-    pub tokenizer_json: String,
+    pub tokenizer_json: Vec<u8>,
     /// The rules of episodes.
     pub rules: Rules,
     seed: u64,
@@ -56,8 +66,11 @@ impl Environment {
             TasksConfig::Dataset(dataset) => Box::new(DatasetSource::open(dataset)?),
         };
         let tools = CorpusTools::new(source.documents(), config.rollout.search.top_k as usize)?;
-        let tokenizer_json = tokenizer_json(&vocabulary())?;
-        let dialect = Arc::new(Dialect::from_json(tokenizer_json.as_bytes())?);
+        let tokenizer_json = match model_folder(&config.rollout) {
+            Some(folder) => durable::read(&Path::new(folder).join("tokenizer.json"))?,
+            None => tokenizer_json(&vocabulary())?.into_bytes(),
+        };
+        let dialect = Arc::new(Dialect::from_json(&tokenizer_json)?);
         let rules = config.rollout.rules(tools.specs());
         Ok(Self { source, tools, dialect, tokenizer_json, rules, seed: config.run.seed })
     }
@@ -65,19 +78,6 @@ impl Environment {
     /// Tasks of `split` before its stream repeats.
     pub fn count(&self, split: Split) -> Option<u64> {
         self.source.count(split)
-    }
-
-    /// The policy that the config seats.
-    pub fn policy(&self, config: &Config) -> Box<dyn Policy> {
-        let PolicyConfig::Scripted { script } = config.rollout.orchestrator.policy;
-        self.scripted(script, config)
-    }
-
-    /// `script` in the orchestrator's seat, the config's choice in the sub-agents'.
-    pub fn scripted(&self, script: Script, config: &Config) -> Box<dyn Policy> {
-        let PolicyConfig::Scripted { script: subagent } = config.rollout.subagent.policy;
-        let seat = |script| Box::new(Scripted::new(script, Arc::clone(&self.dialect)));
-        Box::new(Pair { orchestrator: seat(script), subagent: seat(subagent) })
     }
 
     fn spec(&self, name: &str, task: &Arc<Task>, group: u64, member: u32, stream_id: u64) -> EpisodeSpec {
@@ -89,6 +89,14 @@ impl Environment {
             stream_id,
             task: Arc::clone(task),
         }
+    }
+
+    /// The episode of the warm start with this number; its tasks are training tasks of a stretch of their own.
+    pub fn demonstration_spec(&self, number: u64) -> EpisodeSpec {
+        let task = self
+            .source
+            .task(Split::Train, (DEMONSTRATIONS + self.seed).wrapping_mul(TASKS_PER_SEED) + number);
+        self.spec("sft", &Arc::new(task), number, 0, number)
     }
 
     /// The episodes of a training step, group after group.

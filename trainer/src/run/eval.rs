@@ -60,7 +60,7 @@ pub fn experts(config: &Config, environment: &Environment, n: u32) -> Result<Vec
     wanted
         .into_iter()
         .map(|(name, script, lift)| {
-            let mut policy = environment.scripted(script, config);
+            let mut policy = super::seats::scripted(environment, script, config)?;
             let summary = evaluate(config, environment, policy.as_mut(), n, lift)?;
             Ok(Row { name: name.to_owned(), summary })
         })

@@ -5,6 +5,7 @@ pub mod eval;
 pub mod folder;
 mod metrics;
 pub mod rollout;
+pub mod seats;
 mod show;
 pub mod summary;
 
@@ -53,7 +54,7 @@ pub fn run(loaded: &Loaded<Config>, options: &Options, out: &mut dyn Write) -> R
         let message = "there are no training tasks: the held-out side took all".to_owned();
         return Err(parl_rollout::RolloutError::Config { key: "tasks".to_owned(), message }.into());
     }
-    let mut policy = environment.policy(config);
+    let mut policy = seats::configured(&environment, config)?;
     let path = options.folder.clone().unwrap_or_else(|| Path::new(&config.run.dir).join(&config.run.name));
     let marker = Marker {
         run_id: config.run.name.clone(),
@@ -178,6 +179,6 @@ fn describe(
         durable::write_atomic(&folder.path().join(name), text.as_bytes())?;
     }
     write_json(&folder.path().join("config.resolved.json"), resolved)?;
-    durable::write_atomic(&folder.path().join("tokenizer.json"), environment.tokenizer_json.as_bytes())?;
+    durable::write_atomic(&folder.path().join("tokenizer.json"), &environment.tokenizer_json)?;
     Ok(())
 }

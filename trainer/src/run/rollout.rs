@@ -55,6 +55,7 @@ pub fn run_batch(
         tools: &environment.tools,
         tool_fault_rate: config.rollout.tool_fault_rate,
         max_concurrent_episodes: config.rollout.max_concurrent_episodes as usize,
+        keep_subagent_contexts: false,
         clock_ms: &clock,
         epoch_us,
     };

@@ -1,0 +1,135 @@
+//! The local policy: one engine draws the turns of both seats, each seat under its own weight set, in one batch.
+
+use std::collections::HashMap;
+
+use parl_kernels::backend::{Sampling, SetId};
+use parl_kernels::weights::WeightSet;
+
+use super::{AgentRef, Identity, Policy, TurnRequest};
+use crate::RolloutError;
+use crate::engine::{Completion, Engine, Finish, Request, RequestId, Stats};
+use crate::swarm::{Moment, Seat, Turn, TurnEnd};
+
+/// How a seat draws.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SeatDraw {
+    /// Under which weights.
+    pub set: SetId,
+    /// Temperature; nothing is cut off.
+    pub temperature: f32,
+    /// Who it is, for the log.
+    pub identity: Identity,
+}
+
+/// Both seats on one engine.
+pub struct Local {
+    engine: Engine,
+    orchestrator: SeatDraw,
+    subagent: SeatDraw,
+    end: u32,
+    deadline_ticks: u64,
+    open: HashMap<RequestId, (AgentRef, f32)>,
+    by_agent: HashMap<AgentRef, RequestId>,
+    next: u64,
+    ticked: Moment,
+}
+
+impl Local {
+    /// Seats on `engine`, whose weight sets are installed. `end` ends a turn; a turn that takes more than
+    /// `deadline_ticks` ends unfinished (0 waits for ever).
+    pub fn new(
+        engine: Engine,
+        orchestrator: SeatDraw,
+        subagent: SeatDraw,
+        end: u32,
+        deadline_ticks: u64,
+    ) -> Self {
+        Self {
+            engine,
+            orchestrator,
+            subagent,
+            end,
+            deadline_ticks,
+            open: HashMap::new(),
+            by_agent: HashMap::new(),
+            next: 0,
+            ticked: Moment::default(),
+        }
+    }
+
+    fn seat(&self, seat: Seat) -> &SeatDraw {
+        match seat {
+            Seat::Orchestrator => &self.orchestrator,
+            Seat::Subagent => &self.subagent,
+        }
+    }
+
+    /// The engine's counters.
+    pub fn stats(&self) -> Stats {
+        self.engine.stats()
+    }
+
+    fn turn(&mut self, completion: Completion) -> Option<(AgentRef, Turn)> {
+        let (who, temperature) = self.open.remove(&completion.id)?;
+        self.by_agent.remove(&who);
+        let end = match completion.finish {
+            Finish::Stop => TurnEnd::Stop,
+            Finish::Length => TurnEnd::Length,
+            Finish::Deadline => TurnEnd::Deadline,
+        };
+        let turn = Turn {
+            ids: completion.ids,
+            logprobs: completion.logprobs,
+            versions: completion.versions,
+            temperature,
+            end,
+            started: self.ticked,
+        };
+        Some((who, turn))
+    }
+}
+
+impl Policy for Local {
+    fn identity(&self, seat: Seat) -> Identity {
+        self.seat(seat).identity.clone()
+    }
+
+    fn submit(&mut self, request: TurnRequest<'_>) -> Result<(), RolloutError> {
+        let seat = self.seat(request.seat);
+        let (set, temperature) = (seat.set, seat.temperature);
+        let id = RequestId(self.next);
+        self.next += 1;
+        self.engine.submit(Request {
+            id,
+            set,
+            prompt: request.context.to_vec(),
+            max_new_tokens: request.max_new_tokens,
+            stop: vec![self.end],
+            sampling: Sampling { temperature, top_k: 0, top_p: 1.0 },
+            key: request.key,
+            deadline_ticks: self.deadline_ticks,
+        })?;
+        self.open.insert(id, (request.who, temperature));
+        self.by_agent.insert(request.who, id);
+        Ok(())
+    }
+
+    fn cancel(&mut self, who: AgentRef) {
+        if let Some(id) = self.by_agent.remove(&who) {
+            self.open.remove(&id);
+            self.engine.cancel(id);
+        }
+    }
+
+    fn tick(&mut self, now: Moment) -> Result<Vec<(AgentRef, Turn)>, RolloutError> {
+        self.ticked = now;
+        let complete = self.engine.tick()?;
+        Ok(complete.into_iter().filter_map(|c| self.turn(c)).collect())
+    }
+
+    fn publish(&mut self, seat: Seat, weights: WeightSet) -> Result<(), RolloutError> {
+        let set = self.seat(seat).set;
+        self.engine.install(set, weights)?;
+        Ok(())
+    }
+}

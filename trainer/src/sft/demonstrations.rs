@@ -1,0 +1,182 @@
+//! Demonstrations: scripted episodes as contexts to learn from, and drills in copying.
+//!
+//! Habit and skill are kept apart: most demonstrations work in parallel, but whether to work alone or to make a
+//! sub-agent is one token, and its loss is left out but for a small share of them.
+
+use parl_kernels::rng::{RngKey, Stream};
+use parl_rollout::dialect::{Dialect, Role};
+use parl_rollout::policy::Policy;
+use parl_rollout::policy::scripted::Script;
+use parl_rollout::swarm::driver::{self, Stage};
+use parl_rollout::swarm::{CREATE, EpisodeSpec};
+use parl_rollout::tasks::TaskKind;
+use parl_rollout::trajectory::record::{EpisodeRecord, TokenBranch};
+
+use super::SftConfig;
+use crate::error::TrainerError;
+use crate::learner::Sample;
+use crate::run::environment::{Environment, vocabulary};
+
+/// Random choices of one step, by purpose.
+struct Choices {
+    key: RngKey,
+    next: u32,
+}
+
+impl Choices {
+    fn new(seed: u64, step: u64) -> Self {
+        Self { key: RngKey { seed, stream: Stream::Shuffle, episode: step, agent: 0 }, next: 0 }
+    }
+
+    fn unit(&mut self) -> f64 {
+        self.next += 1;
+        self.key.uniform_f64(self.next)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        ((self.unit() * n as f64) as usize).min(n.saturating_sub(1))
+    }
+
+    fn shuffle<T>(&mut self, items: &mut [T]) {
+        for i in (1..items.len()).rev() {
+            items.swap(i, self.below(i + 1));
+        }
+    }
+}
+
+/// The samples of one step of the warm start.
+///
+/// # Errors
+/// What the scripted rollout fails with.
+pub fn samples(
+    seed: u64,
+    sft: &SftConfig,
+    environment: &Environment,
+    step: u64,
+) -> Result<Vec<Sample>, TrainerError> {
+    let mut choices = Choices::new(seed, step);
+    let progress = step as f64 / sft.steps as f64;
+    let drills = if progress < sft.drill_until { sft.drill_share } else { sft.drill_share / 4.0 };
+    let n_drills = (f64::from(sft.episodes_per_step) * drills) as usize;
+    let mut samples: Vec<Sample> = (0..n_drills)
+        .map(|_| drill(&environment.dialect, &mut choices))
+        .collect::<Result<_, parl_rollout::RolloutError>>()?;
+    let first = step * u64::from(sft.episodes_per_step);
+    let count = u64::from(sft.episodes_per_step) - n_drills as u64;
+    let (mut alone, mut together): (Vec<EpisodeSpec>, Vec<EpisodeSpec>) = (Vec::new(), Vec::new());
+    for i in 0..count {
+        let spec = environment.demonstration_spec(first + i);
+        let parallel = spec.task.kind != TaskKind::Deep && choices.unit() < sft.parallel_share;
+        if parallel { together.push(spec) } else { alone.push(spec) }
+    }
+    for (script, specs) in [(Script::Serial, alone), (Script::Parallel, together)] {
+        let mut policy = crate::run::seats::experts(environment, script);
+        for record in run(sft, environment, policy.as_mut(), specs)? {
+            let counted = choices.unit() < sft.habit_share;
+            samples.extend(from_episode(environment, &record, script, counted, sft, &mut choices));
+        }
+    }
+    Ok(samples)
+}
+
+fn run(
+    sft: &SftConfig,
+    environment: &Environment,
+    policy: &mut dyn Policy,
+    specs: Vec<EpisodeSpec>,
+) -> Result<Vec<EpisodeRecord>, TrainerError> {
+    let mut rules = environment.rules.clone();
+    rules.outage_rate = sft.outage_rate;
+    let stage = Stage {
+        rules: &rules,
+        dialect: &environment.dialect,
+        tools: &environment.tools,
+        tool_fault_rate: sft.tool_fault_rate,
+        max_concurrent_episodes: usize::MAX,
+        keep_subagent_contexts: true,
+        clock_ms: &|| 0,
+        epoch_us: 0,
+    };
+    Ok(driver::run(&stage, policy, specs, &mut |_| {})?)
+}
+
+fn from_episode(
+    environment: &Environment,
+    record: &EpisodeRecord,
+    script: Script,
+    habit_counts: bool,
+    sft: &SftConfig,
+    choices: &mut Choices,
+) -> Vec<Sample> {
+    let mut samples = Vec::new();
+    for branch in &record.branches {
+        if branch.branch_idx > 0 && choices.unit() >= sft.subagent_share {
+            continue;
+        }
+        let mut sample = sample(branch);
+        if branch.branch_idx == 0
+            && record.task_kind != TaskKind::Deep
+            && script == Script::Parallel
+            && !habit_counts
+        {
+            leave_habit_out(&environment.dialect, &mut sample);
+        }
+        samples.push(sample);
+    }
+    samples
+}
+
+fn sample(branch: &TokenBranch) -> Sample {
+    let n = branch.token_ids.len();
+    Sample {
+        tokens: branch.token_ids.clone(),
+        mask: branch.loss_mask.clone(),
+        logprobs: vec![0.0; n],
+        temperatures: vec![1.0; n],
+        advantage: 0.0,
+        group: 0,
+    }
+}
+
+/// Takes the loss off the token that decides to make a sub-agent.
+fn leave_habit_out(dialect: &Dialect, sample: &mut Sample) {
+    let Ok(create) = dialect.encode_text(CREATE) else { return };
+    let drawn = |i: &usize| sample.mask[*i] && create.first() == Some(&sample.tokens[*i]);
+    if let Some(at) = (0..sample.tokens.len()).find(drawn) {
+        sample.mask[at] = false;
+    }
+}
+
+/// A list of labelled pairs, said again twice in other orders; the loss is on the words behind each label. It teaches
+/// to look a label up, which every answer needs.
+fn drill(dialect: &Dialect, choices: &mut Choices) -> Result<Sample, parl_rollout::RolloutError> {
+    let vocabulary = vocabulary();
+    let words: Vec<&String> = vocabulary.iter().filter(|w| w.len() > 2).collect();
+    let n = 3 + choices.below(10);
+    let pairs: Vec<String> = (0..n)
+        .map(|_| format!("{} {}", words[choices.below(words.len())], words[choices.below(words.len())]))
+        .collect();
+    let mut labels: Vec<usize> = (1..=24).collect();
+    choices.shuffle(&mut labels);
+    let mut order: Vec<usize> = (0..n).collect();
+    let mut sample = Sample::default();
+    let mut push = |ids: &[u32], trained: bool| {
+        sample.tokens.extend_from_slice(ids);
+        sample.mask.resize(sample.tokens.len(), trained);
+    };
+    for round in 0..3 {
+        choices.shuffle(&mut order);
+        let message = dialect.message(if round == 0 { Role::User } else { Role::Tool }, "")?;
+        push(&message[..1], false);
+        for i in &order {
+            push(&dialect.encode_text(&format!("n{}", labels[*i]))?, false);
+            push(&dialect.encode_text(&pairs[*i])?, round > 0);
+            push(&dialect.encode_text(";")?, false);
+        }
+        push(&message[1..], false);
+    }
+    let n = sample.tokens.len();
+    sample.logprobs = vec![0.0; n];
+    sample.temperatures = vec![1.0; n];
+    Ok(sample)
+}

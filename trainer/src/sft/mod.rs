@@ -1,0 +1,180 @@
+//! The warm start: one model that knows the tools and the formats, as orchestrator and as sub-agent.
+
+mod demonstrations;
+pub mod model_dir;
+
+use std::io::Write;
+use std::path::Path;
+use std::time::Instant;
+
+use parl_kernels::shape::ModelShape;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+use crate::error::TrainerError;
+use crate::learner::{AdamW, Learner, Muon, Objective, Optimizer, Sample, initial};
+use crate::run::environment::Environment;
+
+/// The warm start.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct SftConfig {
+    /// Updates.
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub steps: u64,
+    /// Demonstrations and drills of an update.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub episodes_per_step: u32,
+    /// Share of wide and mixed demonstrations that work in parallel.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub parallel_share: f64,
+    /// Share of parallel demonstrations whose decision to make a sub-agent is learned too: the habit to start from.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub habit_share: f64,
+    /// Share of the sub-agents' contexts that are learned from.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub subagent_share: f64,
+    /// Share of copying drills at first; a quarter of it later.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub drill_share: f64,
+    /// Share of the warm start after which drills become rare.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub drill_until: f64,
+    /// Probability that a demonstrated assignment is lost, so that trying again is shown.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub outage_rate: f64,
+    /// Probability that a demonstrated tool call fails.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub tool_fault_rate: f64,
+    /// Learning rate of AdamW at its highest; it falls to nothing over the last three fifths.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub lr: f64,
+    /// Muon's learning rate over AdamW's, for the projections.
+    #[schemars(range(min = 0.0, max = 100.0))]
+    pub muon_factor: f64,
+    /// Width of the residual stream; the other sizes follow (head_dim 32, twice as many query as key heads, FFN three
+    /// times as wide).
+    #[schemars(range(min = 64, max = 4096))]
+    pub hidden: u32,
+    /// Decoder layers.
+    #[schemars(range(min = 1, max = 128))]
+    pub layers: u32,
+    /// Padded tokens of a micro-batch.
+    #[schemars(range(min = 64, max = 1_000_000))]
+    pub micro_batch_tokens: u32,
+    /// Workers, one libtorch thread each; 0 takes all cores.
+    #[schemars(range(min = 0, max = 4096))]
+    pub threads: u32,
+}
+
+impl Default for SftConfig {
+    fn default() -> Self {
+        Self {
+            steps: 400,
+            episodes_per_step: 64,
+            parallel_share: 0.6,
+            habit_share: 0.05,
+            subagent_share: 0.2,
+            drill_share: 0.5,
+            drill_until: 0.4,
+            outage_rate: 0.05,
+            tool_fault_rate: 0.02,
+            lr: 3e-3,
+            muon_factor: 2.0,
+            hidden: 128,
+            layers: 4,
+            micro_batch_tokens: 4096,
+            threads: 0,
+        }
+    }
+}
+
+impl SftConfig {
+    fn shape(&self, vocab: usize, max_positions: usize) -> ModelShape {
+        let hidden = self.hidden as usize;
+        let heads = (hidden / 32).max(2) / 2 * 2;
+        ModelShape {
+            vocab,
+            hidden,
+            layers: self.layers as usize,
+            heads,
+            kv_heads: heads / 2,
+            head_dim: 32,
+            ffn: 3 * hidden,
+            max_positions,
+            rope_theta: 10_000.0,
+            rms_eps: 1e-6,
+            qkv_bias: false,
+            qk_norm: false,
+            tied_head: true,
+        }
+    }
+
+    /// Warm-up over a twentieth, then level, then down to 0 over the last three fifths.
+    fn lr_at(&self, step: u64) -> f64 {
+        let x = (step + 1) as f64 / self.steps as f64;
+        self.lr * (x / 0.05).min(1.0) * ((1.0 - x) / 0.6).clamp(0.0, 1.0)
+    }
+}
+
+/// Makes a warm start and writes it as a Hugging Face folder.
+///
+/// # Errors
+/// See [`TrainerError`].
+pub fn run(config: &Config, folder: &Path, out: &mut dyn Write) -> Result<(), TrainerError> {
+    let sft = &config.sft;
+    let environment = Environment::new(config)?;
+    let longest =
+        config.rollout.orchestrator.max_context_tokens.max(config.rollout.subagent.max_context_tokens);
+    let shape = sft.shape(environment.dialect.vocab_size(), longest as usize);
+    shape.validate().map_err(parl_rollout::RolloutError::from)?;
+    let threads = match sft.threads {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        n => n as usize,
+    };
+    let adamw = AdamW { beta1: 0.9, beta2: 0.98, eps: 1e-8, weight_decay: 0.01 };
+    let muon = Muon { momentum: 0.95, weight_decay: 0.01, lr_factor: sft.muon_factor };
+    let optimizer = Optimizer::new(adamw, (sft.muon_factor > 0.0).then_some(muon));
+    let mut learner = Learner::new(shape.clone(), initial(&shape, config.run.seed), optimizer, threads)?;
+    learner.micro_batch_tokens = sft.micro_batch_tokens as usize;
+    let started = Instant::now();
+    let mut tokens = 0;
+    let closed = |e: std::io::Error| parl_rollout::RolloutError::Io {
+        path: "output".into(),
+        action: "cannot write",
+        source: e,
+    };
+    for step in 0..sft.steps {
+        let samples: Vec<Sample> = demonstrations::samples(config.run.seed, sft, &environment, step)?;
+        let report = learner.train_step(&samples, Objective::Sft, sft.lr_at(step))?;
+        tokens += samples.iter().map(|s| s.tokens.len()).sum::<usize>();
+        if (step + 1) % 20 == 0 || step + 1 == sft.steps {
+            let seconds = started.elapsed().as_secs_f64();
+            writeln!(
+                out,
+                "sft {:>5}/{}  loss {:.4}  grad {:.2}  {:.2} M tokens  {:>6.0} tok/s  {seconds:.0} s",
+                step + 1,
+                sft.steps,
+                report.loss,
+                report.grad_norm,
+                tokens as f64 / 1e6,
+                tokens as f64 / seconds
+            )
+            .map_err(closed)?;
+        }
+    }
+    model_dir::write(
+        folder,
+        &shape,
+        learner.params(),
+        &environment.tokenizer_json,
+        &serde_json::json!({
+            "made_by": concat!("parl ", env!("CARGO_PKG_VERSION")),
+            "seed": config.run.seed,
+            "tokens": tokens,
+            "sft": sft,
+            "tasks": config.tasks,
+        }),
+    )
+}
