@@ -2,6 +2,8 @@
 //!
 //! A failed fsync is final: the kernel may have dropped the data, so nothing here tries it again.
 
+#![expect(clippy::disallowed_methods, reason = "this is the one place that writes")]
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
