@@ -213,3 +213,50 @@ fn human_decompositions_solve_real_questions() {
     assert_eq!(figures["all"]["episodes"], 257);
     assert!(figures["all"]["r_perf"].as_f64().unwrap() >= 0.9, "{figures}");
 }
+
+#[test]
+fn a_warm_start_is_made_again_bit_for_bit_and_draws_in_both_seats() {
+    let folder = Folder::new().unwrap();
+    let small = ["sft.steps=3", "sft.episodes_per_step=6", "sft.hidden=64", "sft.layers=1"];
+    let contexts = ["rollout.orchestrator.max_context_tokens=700", "rollout.subagent.max_context_tokens=200"];
+    for name in ["a", "b"] {
+        // Another number of workers must not change a bit.
+        let threads = if name == "a" { "sft.threads=1" } else { "sft.threads=2" };
+        let made =
+            folder.trainer(&[&["sft", "--out", name, threads][..], &small, &contexts].concat()).unwrap();
+        assert_eq!(made.code, 0, "{}", made.err);
+    }
+    let weights = |name: &str| fs::read(folder.join(name).join("model.safetensors")).unwrap();
+    assert!(weights("a") == weights("b"), "the warm start depends on the number of workers");
+
+    let local = "{type: local, model: a, temperature: 1.0}";
+    let seats = [format!("rollout.orchestrator.policy={local}"), format!("rollout.subagent.policy={local}")];
+    let run = |name: &str| {
+        let fixed =
+            ["run", "--run-dir", name, "run.max_steps=4", "run.final_eval_tasks=0", "rollout.group_size=2"];
+        let all = [&fixed[..], &contexts, &[&seats[0], &seats[1]]].concat();
+        let outcome = folder.trainer(&all).unwrap();
+        assert_eq!(outcome.code, 0, "{}", outcome.err);
+        canonical(&folder.join(name))
+    };
+    assert_eq!(run("one"), run("two"), "equal seeds draw equal tokens");
+
+    // A damaged or foreign model is named, and nothing is written.
+    let bytes = weights("a");
+    fs::write(folder.join("a/model.safetensors"), &bytes[..bytes.len() - 8]).unwrap();
+    let fixed = ["run", "--run-dir", "r", "run.max_steps=1"];
+    let outcome = folder.trainer(&[&fixed[..], &contexts, &[&seats[0]]].concat()).unwrap();
+    assert!(
+        outcome.code == 4 && outcome.err.contains("a/model.safetensors: weights: not a safetensors file"),
+        "{}",
+        outcome.err
+    );
+    fs::write(folder.join("a/model.safetensors"), &bytes).unwrap();
+    let outcome = folder.trainer(&[&fixed[..], &[&seats[0]]].concat()).unwrap();
+    assert!(
+        outcome.code == 2 && outcome.err.contains("2048 is above the model's 700 positions"),
+        "{}",
+        outcome.err
+    );
+    assert!(!folder.join("r").exists());
+}
