@@ -173,8 +173,9 @@ fn unsafe_blocks_have_their_rooms() {
     // In two parts, so that it does not find itself.
     let mark = concat!("unsafe", "_code");
     for (path, text) in files(&["rs"]) {
-        let home = path.starts_with("kernels/") || path.starts_with("trainer/src/learner/shim");
-        assert!(home || !text.contains(mark), "{path} allows {mark}");
+        let rooms = ["kernels/", "trainer/src/learner/shim", "trainer/src/learner/lease.rs"];
+        let home = rooms.iter().any(|room| path.starts_with(room));
+        assert!(home || !text.contains(mark), "{path} allows {mark}, whose rooms are {rooms:?}");
     }
 }
 
