@@ -11,6 +11,13 @@ use crate::parallel::r_parallel;
 use crate::schedule::Schedule;
 use crate::shaping::{Component, Lambdas, Parts, RewardForm, shape, total};
 
+/// Widest bound on λ1 + λ2 (method §2, bound i): below 1, so that bonuses alone never reach a solved task's reward.
+const LARGEST_SUM_LIMIT: f64 = 0.6;
+/// Far above any stage's width; a larger cap would make r_parallel vanish.
+const LARGEST_CAP: u32 = 1000;
+/// Slack of comparisons of sums, so that 0.2 + 0.4 is not above 0.6.
+const ROUNDING: f64 = 1e-9;
+
 /// How a task's score becomes r_perf.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
@@ -80,9 +87,13 @@ pub struct EpisodeScore {
 }
 
 impl RewardsConfig {
-    /// The weights at a training step (from 0).
+    /// The weights at a training step (from 0). The blog form has no λ2.
     pub fn lambdas(&self, step: u64) -> Lambdas {
-        Lambdas { parallel: self.lambda_parallel.at(step), finish: self.lambda_finish.at(step) }
+        let finish = match self.form {
+            RewardForm::K25 => self.lambda_finish.at(step),
+            RewardForm::Blog => 0.0,
+        };
+        Lambdas { parallel: self.lambda_parallel.at(step), finish }
     }
 
     /// Scores an episode at a training step.
@@ -101,12 +112,17 @@ impl RewardsConfig {
         };
         let lambdas = self.lambdas(step);
         let components = shape(self.form, parts, lambdas);
-        EpisodeScore {
-            reward: total(&components),
-            parts,
-            lambdas,
-            stage: self.lambda_parallel.stage_name(step),
-            components,
+        EpisodeScore { reward: total(&components), parts, lambdas, stage: self.stage_name(step), components }
+    }
+
+    /// Name of the stretch that `step` lies in; both schedules' names where they differ, as in `annealed/constant`.
+    fn stage_name(&self, step: u64) -> String {
+        let parallel = self.lambda_parallel.stage_name(step);
+        let finish = self.lambda_finish.stage_name(step);
+        if self.form == RewardForm::Blog || parallel == finish {
+            parallel
+        } else {
+            format!("{parallel}/{finish}")
         }
     }
 
@@ -118,41 +134,46 @@ impl RewardsConfig {
         {
             issues.extend(schedule.issues().into_iter().map(|(key, m)| (format!("{name}.{key}"), m)));
         }
-        if !(0.0..=0.6).contains(&self.lambda_sum_limit) {
-            issues.push((
-                "lambda_sum_limit".into(),
-                format!("{} is not between 0 and 0.6", self.lambda_sum_limit),
-            ));
+        let limit = self.lambda_sum_limit;
+        if !(0.0..=LARGEST_SUM_LIMIT).contains(&limit) {
+            let message = format!("{limit} is not between 0 and {LARGEST_SUM_LIMIT}");
+            issues.push(("lambda_sum_limit".to_owned(), message));
         }
-        if self.n_cap == 0 {
-            issues.push(("n_cap".into(), "0 is below 1".into()));
+        if !(1..=LARGEST_CAP).contains(&self.n_cap) {
+            issues.push(("n_cap".to_owned(), format!("{} is not between 1 and {LARGEST_CAP}", self.n_cap)));
         }
         if let Perf::Mix { success_weight } = self.perf
             && !(0.0..=1.0).contains(&success_weight)
         {
-            issues.push(("perf.success_weight".into(), format!("{success_weight} is not between 0 and 1")));
+            let message = format!("{success_weight} is not between 0 and 1");
+            issues.push(("perf.success_weight".to_owned(), message));
         }
         if issues.is_empty() {
-            let last = self.lambda_parallel.length().max(self.lambda_finish.length());
-            // Long schedules are smooth: a thousand points find their largest sum, and the start is among them.
-            let stride = (last / 1000).max(1) as usize;
-            let sum = |step: u64| self.lambda_parallel.at(step) + self.lambda_finish.at(step);
-            let worst = (0..=last)
-                .step_by(stride)
-                .chain([last])
-                .map(|s| (s, sum(s)))
-                .fold((0, 0.0), |a, b| if b.1 > a.1 { b } else { a });
-            if worst.1 > self.lambda_sum_limit + 1e-12 {
-                issues.push((
-                    "lambda_parallel".into(),
-                    format!(
-                        "lambda_parallel + lambda_finish is {} at step {}, above lambda_sum_limit ({})",
-                        worst.1, worst.0, self.lambda_sum_limit
-                    ),
-                ));
-            }
+            issues.extend(self.sum_issue().map(|message| ("lambda_parallel".to_owned(), message)));
         }
         issues
+    }
+
+    /// Whether bonuses could out-score a solved task. Peaks are summed, wherever in time they lie: simple, and
+    /// never too lenient.
+    fn sum_issue(&self) -> Option<String> {
+        let (parallel, finish, limit) =
+            (self.lambda_parallel.peak(), self.lambda_finish.peak(), self.lambda_sum_limit);
+        match self.form {
+            RewardForm::K25 if parallel + finish > limit + ROUNDING => Some(format!(
+                "its largest value {parallel} and lambda_finish's {finish} add up to more than \
+                 lambda_sum_limit ({limit})"
+            )),
+            RewardForm::Blog if parallel > limit + ROUNDING => {
+                Some(format!("its largest value {parallel} is above lambda_sum_limit ({limit})"))
+            }
+            // λ·r_parallel of a failure against (1 − λ)·Q of a success that worked alone.
+            RewardForm::Blog if parallel >= 0.5 => Some(format!(
+                "its largest value {parallel} is not below 0.5: in the blog form a failure could out-score a \
+                 success"
+            )),
+            _ => None,
+        }
     }
 }
 
@@ -160,96 +181,125 @@ impl RewardsConfig {
 mod tests {
     use super::*;
     use crate::schedule::StageValue;
-    use proptest::prelude::*;
 
-    /// The shipped default and other schedules up to the widest limit.
-    fn configs() -> Vec<RewardsConfig> {
-        let with = |a: Schedule, b: Schedule, limit| RewardsConfig {
-            lambda_parallel: a,
-            lambda_finish: b,
-            lambda_sum_limit: limit,
-            ..RewardsConfig::default()
-        };
-        let (from, to, steps) = (0.3, 0.0, 40);
-        let stages = Schedule::Stages {
-            stages: vec![
-                StageValue { until_step: 10, value: 0.3 },
-                StageValue { until_step: 20, value: 0.1 },
-            ],
-            then: 0.0,
-        };
-        vec![
-            RewardsConfig::default(),
-            with(Schedule::Cosine { from, to, steps }, Schedule::Linear { from, to, steps }, 0.6),
-            with(Schedule::Exponential { from, to, steps }, Schedule::Constant { value: 0.3 }, 0.6),
-            with(stages.clone(), stages, 0.6),
-        ]
-    }
-
-    fn score(value: f64) -> Score {
-        Score { value, success: value >= 1.0 }
+    fn constant(value: f64) -> Schedule {
+        Schedule::Constant { value }
     }
 
     #[test]
-    fn sums_over_the_limit_are_refused_by_name() {
+    fn faults_name_key_value_and_bound() {
+        let base = RewardsConfig::default;
+        let nan = f64::NAN;
+        let spike = StageValue { until_step: 1502, value: 0.15 };
+        let spike = vec![StageValue { until_step: 1501, value: 0.0 }, spike];
+        let cases = [
+            (base(), vec![]),
+            (RewardsConfig { n_cap: 0, ..base() }, vec!["n_cap: 0 is not between 1 and 1000"]),
+            (RewardsConfig { n_cap: 1001, ..base() }, vec!["n_cap: 1001 is not between 1 and 1000"]),
+            (
+                RewardsConfig { lambda_finish: constant(nan), lambda_sum_limit: 0.7, ..base() },
+                vec![
+                    "lambda_finish.value: NaN is not between 0 and 1",
+                    "lambda_sum_limit: 0.7 is not between 0 and 0.6",
+                ],
+            ),
+            (
+                RewardsConfig { lambda_sum_limit: nan, ..base() },
+                vec!["lambda_sum_limit: NaN is not between 0 and 0.6"],
+            ),
+            (
+                RewardsConfig { perf: Perf::Mix { success_weight: 1.5 }, ..base() },
+                vec!["perf.success_weight: 1.5 is not between 0 and 1"],
+            ),
+            (
+                RewardsConfig { lambda_finish: constant(0.2), ..base() },
+                vec![
+                    "lambda_parallel: its largest value 0.1 and lambda_finish's 0.2 add up to more than \
+                     lambda_sum_limit (0.2)",
+                ],
+            ),
+            (RewardsConfig { lambda_finish: constant(0.2), lambda_sum_limit: 0.3, ..base() }, vec![]),
+            // One step above the limit is enough, however long the schedule is.
+            (
+                RewardsConfig { lambda_finish: Schedule::Stages { stages: spike, then: 0.0 }, ..base() },
+                vec![
+                    "lambda_parallel: its largest value 0.1 and lambda_finish's 0.15 add up to more than \
+                     lambda_sum_limit (0.2)",
+                ],
+            ),
+            // 0.2 + 0.4 is a hair above 0.6 in binary.
+            (
+                RewardsConfig {
+                    lambda_parallel: constant(0.2),
+                    lambda_finish: constant(0.4),
+                    lambda_sum_limit: 0.6,
+                    ..base()
+                },
+                vec![],
+            ),
+            // λ2 has no part in the blog form.
+            (RewardsConfig { form: RewardForm::Blog, lambda_finish: constant(0.9), ..base() }, vec![]),
+            (
+                RewardsConfig { form: RewardForm::Blog, lambda_parallel: constant(0.3), ..base() },
+                vec!["lambda_parallel: its largest value 0.3 is above lambda_sum_limit (0.2)"],
+            ),
+            (
+                RewardsConfig {
+                    form: RewardForm::Blog,
+                    lambda_parallel: constant(0.5),
+                    lambda_sum_limit: 0.6,
+                    ..base()
+                },
+                vec![
+                    "lambda_parallel: its largest value 0.5 is not below 0.5: in the blog form a failure \
+                     could out-score a success",
+                ],
+            ),
+        ];
+        for (config, wanted) in cases {
+            let found: Vec<String> = config.issues().iter().map(|(k, m)| format!("{k}: {m}")).collect();
+            assert_eq!(found, wanted, "{config:?}");
+        }
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_and_absent_ones_have_defaults() {
+        let read = |text: &str| serde_json::from_str::<RewardsConfig>(text);
+        assert_eq!(read("{}").unwrap(), RewardsConfig::default());
+        let written = serde_json::to_string(&RewardsConfig::default()).unwrap();
+        assert_eq!(read(&written).unwrap(), RewardsConfig::default());
+        assert!(read(r#"{"perf": {"type": "mix", "success_weight": 0.7}}"#).is_ok());
+        for bad in [
+            r#"{"lambda": 0.1}"#,
+            r#"{"form": "k26"}"#,
+            r#"{"n_cap": -1}"#,
+            r#"{"perf": {"type": "mix", "success_weight": 0.7, "x": 1}}"#,
+            r#"{"lambda_parallel": {"type": "constant", "value": 0.1, "x": 1}}"#,
+        ] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn perf_is_chosen_and_the_stage_named() {
+        let half = Score { value: 0.5, success: false };
+        let cases = [
+            (Perf::Metric, half, 0.5),
+            (Perf::Success, half, 0.0),
+            (Perf::Mix { success_weight: 0.7 }, half, 0.15),
+            (Perf::Mix { success_weight: 0.7 }, Score { value: 1.0, success: true }, 1.0),
+        ];
+        for (perf, score, wanted) in cases {
+            let config = RewardsConfig { perf, ..RewardsConfig::default() };
+            assert!((config.score(0, score, &[]).reward - wanted).abs() < 1e-12, "{perf:?}");
+        }
+        let stage = |config: &RewardsConfig, step| config.score(step, half, &[]).stage;
         let mut config = RewardsConfig::default();
-        assert!(config.issues().is_empty());
-        config.lambda_finish = Schedule::Constant { value: 0.2 };
-        let issues = config.issues();
-        assert_eq!(issues.len(), 1);
-        assert!(issues[0].1.contains("lambda_sum_limit (0.2)"), "{issues:?}");
-        config.lambda_sum_limit = 0.7;
-        assert!(config.issues()[0].1.contains("between 0 and 0.6"));
-    }
-
-    #[test]
-    fn spam_earns_nothing_against_a_balanced_expert() {
-        let prompts: Vec<String> = (0..100).map(|i| format!("spam {i}")).collect();
-        let spam: Vec<Assignment<'_>> = prompts
-            .iter()
-            .map(|p| Assignment { stage: 0, prompt: p, finished: true, env_calls: 0 })
-            .collect();
-        let expert: Vec<Assignment<'_>> = (0..4)
-            .map(|i| Assignment { stage: 0, prompt: &prompts[i], finished: true, env_calls: 2 })
-            .collect();
-        for config in configs() {
-            for step in 0..=60 {
-                let (spammer, solver) =
-                    (config.score(step, score(0.0), &spam), config.score(step, score(1.0), &expert));
-                assert!(solver.reward > spammer.reward);
-                assert!(
-                    solver.parts.parallel >= spammer.parts.parallel && spammer.parts.finish.abs() < 1e-15
-                );
-            }
-        }
-    }
-
-    proptest! {
-        /// method.md §2, bounds (i) and (ii), at every λ of every schedule.
-        #[test]
-        fn bonuses_never_outweigh_the_task(
-            perf in 0.0..1.0f64, wrong_agents in 0usize..12, right_agents in 0usize..12,
-            wrong_calls in 0u32..3, right_calls in 0u32..3,
-        ) {
-            let prompts: Vec<String> = (0..12).map(|i| format!("p{i}")).collect();
-            let make = |n: usize, env_calls| -> Vec<Assignment<'_>> {
-                prompts[..n].iter().map(|p| Assignment { stage: 0, prompt: p, finished: env_calls > 1, env_calls }).collect()
-            };
-            for config in configs() {
-                for step in 0..=60 {
-                    let wrong = config.score(step, score(0.0), &make(wrong_agents, wrong_calls));
-                    let solved = config.score(step, score(1.0), &make(right_agents, right_calls));
-                    prop_assert!(wrong.reward < solved.reward);
-                    let a = config.score(step, score(perf), &make(wrong_agents, wrong_calls));
-                    let b = config.score(step, score(perf), &make(right_agents, right_calls));
-                    let lambdas = config.lambdas(step);
-                    prop_assert!((a.reward - b.reward).abs() <= lambdas.parallel + lambdas.finish + 1e-12);
-                    if lambdas.parallel == 0.0 && lambdas.finish == 0.0 {
-                        prop_assert_eq!(a.reward.to_bits(), b.reward.to_bits());
-                    }
-                    prop_assert!((a.reward - a.components.iter().map(|c| c.value).sum::<f64>()).abs() < 1e-15);
-                }
-            }
-        }
+        assert_eq!((stage(&config, 99), stage(&config, 100)), ("annealing".into(), "annealed".into()));
+        config.lambda_finish = constant(0.1);
+        assert_eq!(stage(&config, 100), "annealed/constant");
+        config.form = RewardForm::Blog;
+        assert_eq!(stage(&config, 100), "annealed");
+        assert_eq!(config.lambdas(0), Lambdas { parallel: 0.1, finish: 0.0 });
     }
 }

@@ -57,23 +57,29 @@ pub struct Component {
     pub weight: f64,
     /// raw · weight.
     pub value: f64,
+    /// The module of this crate that gave `raw`.
+    pub source: &'static str,
 }
 
-/// The terms of the reward; the reward is the sum of their values in either form.
+/// The terms of the reward; the reward is the sum of their values in either form. The blog form has no r_finish: it
+/// is listed all the same, with weight 0, so that every term can be read from the log.
 pub fn shape(form: RewardForm, parts: Parts, lambdas: Lambdas) -> [Component; 3] {
-    let term = |component, raw: f64, weight: f64| Component { component, raw, weight, value: raw * weight };
-    match form {
-        RewardForm::K25 => [
-            term("r_perf", parts.perf, 1.0),
-            term("r_parallel", parts.parallel, lambdas.parallel),
-            term("r_finish", parts.finish, lambdas.finish),
-        ],
-        RewardForm::Blog => [
-            term("r_perf", if parts.success { parts.perf } else { 0.0 }, 1.0 - lambdas.parallel),
-            term("r_parallel", parts.parallel, lambdas.parallel),
-            term("r_finish", parts.finish, 0.0),
-        ],
-    }
+    let (perf, perf_weight, finish_weight) = match form {
+        RewardForm::K25 => (parts.perf, 1.0, lambdas.finish),
+        RewardForm::Blog => (if parts.success { parts.perf } else { 0.0 }, 1.0 - lambdas.parallel, 0.0),
+    };
+    let term = |component, source, raw: f64, weight: f64| Component {
+        component,
+        raw,
+        weight,
+        value: raw * weight,
+        source,
+    };
+    [
+        term("r_perf", "metrics", perf, perf_weight),
+        term("r_parallel", "parallel", parts.parallel, lambdas.parallel),
+        term("r_finish", "finish", parts.finish, finish_weight),
+    ]
 }
 
 /// Sum of the terms, in their order.
@@ -87,11 +93,27 @@ mod tests {
 
     #[test]
     fn both_forms_by_hand() {
-        let parts = Parts { perf: 0.8, parallel: 0.5, finish: 1.0, success: false };
+        let failed = Parts { perf: 0.8, parallel: 0.5, finish: 1.0, success: false };
+        let solved = Parts { perf: 1.0, success: true, ..failed };
         let lambdas = Lambdas { parallel: 0.1, finish: 0.05 };
-        assert!((total(&shape(RewardForm::K25, parts, lambdas)) - 0.9).abs() < 1e-12);
-        assert!((total(&shape(RewardForm::Blog, parts, lambdas)) - 0.05).abs() < 1e-12);
-        let solved = Parts { success: true, perf: 1.0, ..parts };
-        assert!((total(&shape(RewardForm::Blog, solved, lambdas)) - 0.95).abs() < 1e-12);
+        let annealed = Lambdas::default();
+        // form, parts, lambdas, values of r_perf, r_parallel, r_finish.
+        let cases = [
+            (RewardForm::K25, failed, lambdas, [0.8, 0.05, 0.05]),
+            (RewardForm::K25, solved, lambdas, [1.0, 0.05, 0.05]),
+            (RewardForm::K25, failed, annealed, [0.8, 0.0, 0.0]),
+            (RewardForm::Blog, failed, lambdas, [0.0, 0.05, 0.0]),
+            (RewardForm::Blog, solved, lambdas, [0.9, 0.05, 0.0]),
+            (RewardForm::Blog, solved, annealed, [1.0, 0.0, 0.0]),
+        ];
+        for (form, parts, lambdas, values) in cases {
+            let components = shape(form, parts, lambdas);
+            for (c, wanted) in components.iter().zip(values) {
+                assert!((c.value - wanted).abs() < 1e-12, "{form:?} {parts:?} {lambdas:?}: {c:?}");
+                assert!((c.value - c.raw * c.weight).abs() < 1e-15, "{c:?}");
+            }
+            assert!((total(&components) - values.iter().sum::<f64>()).abs() < 1e-12);
+            assert_eq!(components.map(|c| c.component), ["r_perf", "r_parallel", "r_finish"]);
+        }
     }
 }

@@ -6,17 +6,18 @@ use serde_json::Value;
 
 use super::{Score, reference};
 
-fn normal(item: &str) -> String {
-    item.to_lowercase().split_whitespace().collect::<Vec<_>>().join(" ")
+/// The items of a text: parted by `;` and line breaks, in lower case with single spaces, each counted once.
+fn items(text: &str) -> impl Iterator<Item = String> + '_ {
+    let normal = |item: &str| item.to_lowercase().split_whitespace().collect::<Vec<_>>().join(" ");
+    text.split([';', '\n']).map(normal).filter(|item| !item.is_empty())
 }
 
 pub(super) fn score(answer: &str, reference: &Value) -> Score {
-    let got: BTreeSet<String> = answer.split([';', '\n']).map(normal).filter(|i| !i.is_empty()).collect();
-    let wanted: BTreeSet<String> = reference::rows(reference).iter().map(|r| normal(r)).collect();
-    let common = got.intersection(&wanted).count();
-    let size = got.len() + wanted.len();
-    let value = if common == 0 { 0.0 } else { 2.0 * common as f64 / size as f64 };
-    Score { value, success: common > 0 && got == wanted }
+    let got: BTreeSet<String> = items(answer).collect();
+    // A reference string that holds a `;` is parted like an answer: else no answer could match it.
+    let rows = reference::rows(reference);
+    let wanted: BTreeSet<String> = rows.iter().flat_map(|row| items(row)).collect();
+    Score::f1(got.intersection(&wanted).count(), got.len(), wanted.len())
 }
 
 #[cfg(test)]
@@ -28,18 +29,27 @@ mod tests {
     fn examples() {
         let table = json!({"n1": "teal", "n2": ["oak", "iron"]});
         let cases = [
-            ("n1 teal ; n2 oak iron", table.clone(), 1.0, true),
-            ("N2  oak iron\nn1 teal", table.clone(), 1.0, true),
-            ("n1 teal ; n1 teal", table.clone(), 2.0 / 3.0, false),
-            ("n1 teal ; n2 oak", table.clone(), 0.5, false),
-            ("n1 teal ; n2 oak iron ; n3 red", table.clone(), 0.8, false),
-            ("", table, 0.0, false),
-            ("a ; b", json!(["b", "a"]), 1.0, true),
-            ("teal", json!("teal"), 1.0, true),
+            ("n1 teal ; n2 oak iron", table.clone(), 1.0),
+            ("N2  oak iron\nn1 teal", table.clone(), 1.0),
+            ("n1 teal ; n1 teal", table.clone(), 2.0 / 3.0),
+            ("n1 teal ; n2 oak", table.clone(), 0.5),
+            ("n1 teal ; n2 oak iron ; n3 red", table.clone(), 0.8),
+            ("", table.clone(), 0.0),
+            (" ;\n; ", table, 0.0),
+            ("a ; b", json!(["b", "a"]), 1.0),
+            ("a ; b", json!(["b", "a", "A"]), 1.0),
+            ("3; 4", json!([3, 4]), 1.0),
+            ("teal", json!("teal"), 1.0),
+            ("x; y", json!("x; y"), 1.0),
+            ("", json!(""), 0.0),
+            ("", json!([]), 0.0),
+            ("n", json!([]), 0.0),
+            ("", json!(null), 0.0),
         ];
-        for (answer, reference, value, success) in cases {
+        for (answer, reference, value) in cases {
             let got = score(answer, &reference);
-            assert!((got.value - value).abs() < 1e-12 && got.success == success, "{answer:?}: {got:?}");
+            assert!((got.value - value).abs() < 1e-12, "{answer:?} {reference}: {got:?}");
+            assert_eq!(got.success, value >= 1.0, "{answer:?} {reference}: {got:?}");
         }
     }
 }

@@ -35,11 +35,21 @@ pub struct Score {
     pub success: bool,
 }
 
+// An empty reference is never met, whatever the metric: silence must not earn a reward.
 impl Score {
     /// A share; success is the whole of it.
     fn share(part: usize, whole: usize) -> Self {
         let value = if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
         Self { value, success: whole > 0 && part == whole }
+    }
+
+    /// F1 = 2PR / (P + R) = 2·common / (got + wanted); success is the two being equal.
+    fn f1(common: usize, got: usize, wanted: usize) -> Self {
+        Self::share(2 * common, got + wanted)
+    }
+
+    fn all_or_nothing(success: bool) -> Self {
+        Self { value: f64::from(u8::from(success)), success }
     }
 }
 
@@ -63,6 +73,47 @@ impl Metric {
             Self::ItemF1 => "item_f1",
             Self::FanoutqaLoose => "fanoutqa_loose",
             Self::FanoutqaStrict => "fanoutqa_strict",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    const ALL: [Metric; 5] =
+        [Metric::Exact, Metric::F1, Metric::ItemF1, Metric::FanoutqaLoose, Metric::FanoutqaStrict];
+
+    #[test]
+    fn names_are_those_of_task_files() {
+        for metric in ALL {
+            assert_eq!(json!(metric), json!(metric.name()));
+        }
+    }
+
+    proptest! {
+        /// What the bounds on the reward stand on: a score lies in [0, 1], and it is 1 exactly on success.
+        #[test]
+        fn scores_are_bounded_and_success_is_a_full_score(
+            answer in "[a-cA. ;,'0-2\n]{0,12}", reference in "[a-cA. ;,'0-2\n]{0,12}"
+        ) {
+            for metric in ALL {
+                for reference in [json!(reference), json!([reference, "b"]), json!({"a": reference})] {
+                    let score = metric.score(&answer, &reference);
+                    prop_assert!((0.0..=1.0).contains(&score.value), "{metric:?} {score:?}");
+                    prop_assert_eq!(score.success, score.value >= 1.0, "{:?} {:?}", metric, score);
+                }
+            }
+        }
+
+        /// A text against itself is right, whatever it is made of.
+        #[test]
+        fn a_reference_answers_itself(text in "\\PC{0,20}[a-z0-9]{1,3}") {
+            for metric in ALL {
+                prop_assert!(metric.score(&text, &json!(text)).success, "{metric:?}");
+            }
         }
     }
 }

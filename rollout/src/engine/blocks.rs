@@ -39,7 +39,7 @@ struct Block {
 /// All blocks of a backend.
 #[derive(Debug)]
 pub struct Blocks {
-    blocks: Vec<Block>,
+    all: Vec<Block>,
     free: Vec<BlockId>,
     known: HashMap<BlockKey, (BlockId, ContentId)>,
     /// Known blocks that nobody holds, the longest unused first.
@@ -52,7 +52,7 @@ impl Blocks {
     /// `count` free blocks.
     pub fn new(count: u32) -> Self {
         Self {
-            blocks: vec![Block::default(); count as usize],
+            all: vec![Block::default(); count as usize],
             free: (0..count).rev().collect(),
             known: HashMap::new(),
             idle: BTreeMap::new(),
@@ -70,21 +70,21 @@ impl Blocks {
     pub fn take(&mut self) -> Option<BlockId> {
         let id = self.free.pop().or_else(|| {
             let (_, id) = self.idle.pop_first()?;
-            let block = &mut self.blocks[id as usize];
+            let block = &mut self.all[id as usize];
             block.idle_since = None;
             if let Some(key) = block.key.take() {
                 self.known.remove(&key);
             }
             Some(id)
         })?;
-        self.blocks[id as usize].holders = 1;
+        self.all[id as usize].holders = 1;
         Some(id)
     }
 
     /// The block with this content, held once more.
     pub fn find(&mut self, key: &BlockKey) -> Option<(BlockId, ContentId)> {
         let (id, content) = *self.known.get(key)?;
-        let block = &mut self.blocks[id as usize];
+        let block = &mut self.all[id as usize];
         block.holders += 1;
         if let Some(since) = block.idle_since.take() {
             self.idle.remove(&since);
@@ -100,7 +100,7 @@ impl Blocks {
         }
         let content = self.next_content;
         self.next_content += 1;
-        self.blocks[id as usize].key = Some(key.clone());
+        self.all[id as usize].key = Some(key.clone());
         self.known.insert(key, (id, content));
         content
     }
@@ -108,7 +108,7 @@ impl Blocks {
     /// Lets go of a sequence's blocks, the last first, so that what others may share is forgotten last.
     pub fn release(&mut self, ids: &[BlockId]) {
         for id in ids.iter().rev() {
-            let block = &mut self.blocks[*id as usize];
+            let block = &mut self.all[*id as usize];
             block.holders -= 1;
             if block.holders > 0 {
                 continue;
@@ -128,7 +128,7 @@ impl Blocks {
         let gone: Vec<BlockKey> = self.known.keys().filter(|k| k.set == set).cloned().collect();
         for key in gone {
             let Some((id, _)) = self.known.remove(&key) else { continue };
-            let block = &mut self.blocks[id as usize];
+            let block = &mut self.all[id as usize];
             block.key = None;
             if let Some(since) = block.idle_since.take() {
                 self.idle.remove(&since);
@@ -142,21 +142,21 @@ impl Blocks {
     /// # Errors
     /// What does not add up.
     pub fn check(&self, held: impl Iterator<Item = BlockId>) -> Result<(), String> {
-        let mut counts = vec![0u32; self.blocks.len()];
+        let mut counts = vec![0u32; self.all.len()];
         held.for_each(|id| counts[id as usize] += 1);
-        for (id, (block, count)) in self.blocks.iter().zip(&counts).enumerate() {
+        for (id, (block, count)) in self.all.iter().zip(&counts).enumerate() {
             if block.holders != *count {
                 return Err(format!("block {id} is held {count} times, the books say {}", block.holders));
             }
         }
         let used = counts.iter().filter(|c| **c > 0).count();
         let sum = used + self.free.len() + self.idle.len();
-        if sum != self.blocks.len() {
+        if sum != self.all.len() {
             return Err(format!(
                 "{used} held + {} free + {} idle are not {}",
                 self.free.len(),
                 self.idle.len(),
-                self.blocks.len()
+                self.all.len()
             ));
         }
         Ok(())

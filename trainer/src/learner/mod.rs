@@ -12,6 +12,7 @@ mod step;
 mod weights;
 
 pub use config_json::{config_json, shape_of};
+pub use model::Params;
 pub use objective::Objective;
 pub use optimizer::{AdamW, Muon, Optimizer};
 pub use step::{Learner, Sample, StepReport};

@@ -7,7 +7,7 @@ use parl_kernels::shape::ModelShape;
 use tch::{Kind, Tensor};
 
 /// Named parameters of a model.
-pub(super) type Params = HashMap<String, Tensor>;
+pub type Params = HashMap<String, Tensor>;
 
 /// Rotary tables for the first `length` positions: `[length, head_dim / 2]` each.
 fn rope(shape: &ModelShape, length: i64, kind: Kind) -> (Tensor, Tensor) {
@@ -54,9 +54,10 @@ pub(super) fn hidden(shape: &ModelShape, params: &Params, tokens: &Tensor) -> Te
         let attended =
             Tensor::scaled_dot_product_attention::<&Tensor>(&q, &k, &v, None, 0.0, true, None, false);
         let attended = attended.transpose(1, 2).reshape([b, t, heads * hd]);
-        x = x + attended.linear::<&Tensor>(layer("o"), None);
+        // A new tensor each time: backward needs the old one.
+        x = &x + attended.linear::<&Tensor>(layer("o"), None);
         let both = norm(&x, layer("ffn_norm"), d).linear::<&Tensor>(layer("gate_up"), None).chunk(2, -1);
-        x = x + (both[0].silu() * &both[1]).linear::<&Tensor>(layer("down"), None);
+        x = &x + (both[0].silu() * &both[1]).linear::<&Tensor>(layer("down"), None);
     }
     norm(&x, get("norm"), d)
 }

@@ -64,7 +64,7 @@ pub struct Learner {
     pub micro_batch_tokens: usize,
     workers: rayon::ThreadPool,
     version: u64,
-    leased: Option<Weak<dyn Any + Send + Sync>>,
+    leases: Vec<Weak<dyn Any + Send + Sync>>,
 }
 
 struct Micro {
@@ -86,6 +86,8 @@ impl Learner {
         optimizer: Optimizer,
         threads: usize,
     ) -> Result<Self, LearnerError> {
+        // One libtorch thread everywhere, on the caller's too: a sum that libtorch shares out has other bits.
+        tch::set_num_threads(1);
         let workers = rayon::ThreadPoolBuilder::new()
             .num_threads(threads.max(1))
             .start_handler(|_| tch::set_num_threads(1))
@@ -99,7 +101,7 @@ impl Learner {
             micro_batch_tokens: 4096,
             workers,
             version: 0,
-            leased: None,
+            leases: Vec::new(),
         })
     }
 
@@ -124,7 +126,8 @@ impl Learner {
     /// [`LearnerError::Weights`] or [`LearnerError::Kernel`] when they cannot be leased.
     pub fn lease(&mut self) -> Result<WeightSet, LearnerError> {
         let (set, alive) = lease::lease(&self.shape, &self.params, self.version)?;
-        self.leased = Some(alive);
+        self.leases.retain(|lease| lease.strong_count() > 0);
+        self.leases.push(alive);
         Ok(set)
     }
 
@@ -139,7 +142,7 @@ impl Learner {
         objective: Objective,
         lr: f64,
     ) -> Result<StepReport, LearnerError> {
-        if self.leased.as_ref().is_some_and(|lease| lease.strong_count() > 0) {
+        if self.leases.iter().any(|lease| lease.strong_count() > 0) {
             return Err(LearnerError::Samples(
                 "the weights are leased: give the lease back first".to_owned(),
             ));

@@ -19,7 +19,7 @@ pub fn initial(shape: &ModelShape, seed: u64) -> Params {
     let mut params = Params::new();
     for (i, (name, dims)) in shape.tensors().into_iter().enumerate() {
         let n: usize = dims.iter().product();
-        let residual = name.ends_with(".o") || name.ends_with(".down");
+        let residual = matches!(name.rsplit('.').next(), Some("o" | "down"));
         let deviation = if residual { 0.02 / (2.0 * shape.layers as f64).sqrt() } else { 0.02 };
         let key = RngKey { seed, stream: Stream::Init, episode: i as u64, agent: 0 };
         let values: Vec<f32> = if name.contains("norm") {

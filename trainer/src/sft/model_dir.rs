@@ -5,10 +5,9 @@ use std::path::Path;
 use parl_kernels::shape::ModelShape;
 use parl_rollout::durable;
 use serde_json::Value;
-use tch::Tensor;
 
 use crate::error::TrainerError;
-use crate::learner::{config_json, export, import, shape_of};
+use crate::learner::{Params, config_json, export, import, shape_of};
 use crate::run::folder::{read_json, write_json};
 
 /// A model read from its folder.
@@ -16,7 +15,7 @@ pub struct ModelDir {
     /// Sizes.
     pub shape: ModelShape,
     /// Parameters by the engine's names.
-    pub params: std::collections::HashMap<String, Tensor>,
+    pub params: Params,
     /// Bytes of `tokenizer.json`.
     pub tokenizer: Vec<u8>,
     /// BLAKE3 of the weights.
@@ -30,7 +29,7 @@ pub struct ModelDir {
 pub fn write(
     folder: &Path,
     shape: &ModelShape,
-    params: &std::collections::HashMap<String, Tensor>,
+    params: &Params,
     tokenizer: &[u8],
     origin: &Value,
 ) -> Result<(), TrainerError> {

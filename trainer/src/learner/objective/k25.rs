@@ -12,5 +12,7 @@ pub(super) fn loss(tokens: &Tokens<'_>, alpha: f64, beta: f64, tau: f64) -> Tens
     let inside = log_ratio.ge(alpha.ln()).logical_and(&log_ratio.le(beta.ln()));
     let inside = inside.to_kind(tokens.logp.kind()).detach();
     debug_assert_ne!(inside.kind(), Kind::Bool);
-    tau * log_ratio.square() - inside * log_ratio.exp() * tokens.advantage
+    // Outside of the range the ratio may overflow, and 0 · inf is no number: it is cut to the range first.
+    let ratio = log_ratio.clamp(alpha.ln(), beta.ln()).exp();
+    tau * log_ratio.square() - inside * ratio * tokens.advantage
 }
