@@ -26,12 +26,28 @@ pub fn temporary(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// Makes a folder and those above it.
+/// Makes a folder and those above it, and their names durable.
 ///
 /// # Errors
 /// [`RolloutError::Io`].
 pub fn create_dir(path: &Path) -> Result<(), RolloutError> {
-    fs::create_dir_all(path).map_err(failed(path, "cannot create the folder"))
+    if path.is_dir() || path.as_os_str().is_empty() {
+        return Ok(());
+    }
+    let parent = folder_of(path);
+    create_dir(parent)?;
+    match fs::create_dir(path) {
+        Err(e) if e.kind() != ErrorKind::AlreadyExists => {
+            return Err(failed(path, "cannot create the folder")(e));
+        }
+        _ => {}
+    }
+    sync_dir(parent)
+}
+
+/// The folder that a path's last name stands in.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Makes the names in a folder durable.
@@ -83,7 +99,7 @@ pub fn write_synced(
 /// [`RolloutError::Io`].
 pub fn publish(partial: &Path, path: &Path) -> Result<(), RolloutError> {
     fs::rename(partial, path).map_err(failed(path, "cannot rename into place"))?;
-    sync_dir(path.parent().unwrap_or(Path::new(".")))
+    sync_dir(folder_of(path))
 }
 
 /// Moves a file or folder of a run to another place on the same disk.
@@ -95,10 +111,8 @@ pub fn relocate(from: &Path, to: &Path) -> Result<(), RolloutError> {
         create_dir(parent)?;
     }
     fs::rename(from, to).map_err(failed(from, "cannot move"))?;
-    for folder in [from.parent(), to.parent()].into_iter().flatten() {
-        sync_dir(folder)?;
-    }
-    Ok(())
+    sync_dir(folder_of(from))?;
+    sync_dir(folder_of(to))
 }
 
 /// Reads a whole file.
@@ -167,6 +181,7 @@ impl Lines {
             .create(true)
             .open(path)
             .map_err(failed(path, "cannot open for appending"))?;
+        sync_dir(folder_of(path))?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(failed(path, "cannot read"))?;
         let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);

@@ -15,7 +15,16 @@ use parl_trainer::run::seats::{configured, scripted};
 use parl_trainer::run::{Options, run};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse_from(normalise(std::env::args()));
+    let arguments: Result<Vec<String>, _> =
+        std::env::args_os().map(std::ffi::OsString::into_string).collect();
+    let arguments = match arguments {
+        Ok(arguments) => arguments,
+        Err(bad) => {
+            let _ = writeln!(io::stderr(), "trainer: the argument `{}` is not UTF-8", bad.display());
+            return ExitCode::from(2);
+        }
+    };
+    let cli = Cli::parse_from(normalise(arguments.into_iter()));
     let mut out = io::stdout();
     match dispatch(cli.command, &mut out) {
         Ok(()) => ExitCode::SUCCESS,

@@ -461,6 +461,7 @@ fn steps_are_sealed_verified_and_set_aside() {
     };
     let log = TrajectoryLog::new(&dir, meta.clone());
     let first = log.write_step(0, &records).unwrap();
+    assert!(log.write_step(0, &records).unwrap_err().to_string().contains("sealed already"));
     let second = log.write_step(1, &records).unwrap();
     assert_eq!(first.canonical_blake3, second.canonical_blake3);
     let rows: Vec<u64> = first.files.iter().map(|f| f.rows).collect();

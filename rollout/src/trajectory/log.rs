@@ -79,8 +79,12 @@ impl TrajectoryLog {
     /// Writes a step's five tables and seals them. Rows are sorted by (group, episode).
     ///
     /// # Errors
-    /// [`RolloutError::Io`] or [`RolloutError::Log`]; the step is then not there for any reader.
+    /// [`RolloutError::Io`] or [`RolloutError::Log`]; the step is then not there for any reader. A sealed step is
+    /// refused: it is never written again.
     pub fn write_step(&self, step: u32, records: &[EpisodeRecord]) -> Result<Manifest, RolloutError> {
+        if self.manifest_path(step).exists() {
+            return Err(RolloutError::Log(format!("step {step} is sealed already")));
+        }
         let mut records = records.to_vec();
         records.sort_by(|a, b| (&a.group_id, &a.episode_id).cmp(&(&b.group_id, &b.episode_id)));
         let keys = Keys { run_id: &self.meta.run_id, attempt: self.meta.attempt, train_step: step };

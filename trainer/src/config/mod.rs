@@ -145,7 +145,8 @@ fn merge(base: &mut Value, over: Value, default: Option<&Value>) {
         (base, Value::Null) => *base = default.cloned().unwrap_or(Value::Null),
         (Value::Object(base), Value::Object(over)) => {
             if over.get("type").is_some_and(|t| base.get("type").is_some_and(|b| b != t)) {
-                *base = over;
+                // The other type has defaults of its own: a null goes back to those.
+                *base = over.into_iter().filter(|(_, value)| !value.is_null()).collect();
                 return;
             }
             for (key, value) in over {

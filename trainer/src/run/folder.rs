@@ -84,6 +84,10 @@ impl RunFolder {
             Err(TryLockError::WouldBlock) => return refuse("another process writes to this run"),
             Err(TryLockError::Error(e)) => return Err(io(&lock_path, "cannot lock")(e)),
         }
+        // Asked again under the lock: another process may have come and gone since.
+        if used == Used::Refuse && marker_path.is_file() {
+            return refuse("holds a run already: go on with --resume, or start over with --clean");
+        }
         if used == Used::Clean {
             remove_run(path)?;
         }
