@@ -112,7 +112,7 @@ fn deep(config: &AtlasConfig, world: &World, split: Split, draws: &mut Draws) ->
         kind: TaskKind::Deep,
         n_items: hops,
         prompt: format!("{prompt} ; {relation}"),
-        answer: Value::from(value),
+        answer: Value::from(format!("{relation} {value}")),
         parts,
     }
 }
@@ -130,7 +130,7 @@ fn hop(position: usize, relation: &str, here: &Entity, answer: &str) -> SubTask 
         id: label(position),
         question: format!("{relation} {}", here.name),
         query: here.name.clone(),
-        answer: answer.to_string(),
+        answer: format!("{relation} {answer}"),
         depends_on: position.checked_sub(1).map(label).into_iter().collect(),
     }
 }
@@ -159,8 +159,10 @@ fn names(attributes: &[usize]) -> String {
     attributes.iter().map(|attribute| ATTRIBUTES[*attribute].0).collect::<Vec<_>>().join(" ")
 }
 
+/// `colour teal metal iron`: each value behind its key, as a small model looks it up.
 fn values(entity: &Entity, attributes: &[usize]) -> String {
-    attributes.iter().map(|attribute| entity.values[*attribute]).collect::<Vec<_>>().join(" ")
+    let fact = |attribute: &usize| format!("{} {}", ATTRIBUTES[*attribute].0, entity.values[*attribute]);
+    attributes.iter().map(fact).collect::<Vec<_>>().join(" ")
 }
 
 /// The map from labels to values.

@@ -19,12 +19,12 @@ struct Template {
 /// Facts of a document that take the longer wording: few, because every token costs rollout time.
 const LONGER: usize = 2;
 
-// In each wording the value follows its key directly or after one word.
+// In each wording the value follows its key directly: looking it up is one step for a small model.
 const TEMPLATES: [Template; 5] = [
     Template {
         opening: |name, _| format!("{name} :"),
         plain: |key, value| format!("{key} {value}"),
-        longer: |key, value| format!("{key} : {value}"),
+        longer: |key, value| format!("the {key} {value}"),
         mark: ";",
     },
     Template {
@@ -36,13 +36,13 @@ const TEMPLATES: [Template; 5] = [
     Template {
         opening: |name, kind| format!("{name} the {kind} has"),
         plain: |key, value| format!("{key} {value}"),
-        longer: |key, value| format!("its {key} : {value}"),
+        longer: |key, value| format!("its {key} {value}"),
         mark: ",",
     },
     Template {
         opening: |name, kind| format!("{name} is a {kind} ,"),
         plain: |key, value| format!("{key} {value}"),
-        longer: |key, value| format!("its {key} is {value}"),
+        longer: |key, value| format!("with its {key} {value}"),
         mark: ",",
     },
     Template {

@@ -39,8 +39,7 @@ fn read(document: &Document, key: &str) -> Vec<String> {
     let words: Vec<&str> = document.text.split(' ').collect();
     let at: Vec<usize> = (0..words.len()).filter(|at| words[*at] == key).collect();
     assert_eq!(at.len(), 1, "{key} stands once in: {}", document.text);
-    let rest = words[at[0] + 1..].iter().filter(|word| ![":", "is"].contains(word));
-    rest.map(ToString::to_string).collect()
+    words[at[0] + 1..].iter().map(ToString::to_string).collect()
 }
 
 /// Documents by title.
@@ -155,6 +154,7 @@ fn look_up(library: &BTreeMap<&str, &Document>, part: &SubTask) -> String {
         part.query.split(' ').filter(|word| is_label(word)).map(str::to_string).collect();
     for key in asked.split_whitespace() {
         let width = if LINKS.contains(&key) { 2 } else { 1 };
+        answer.push(key.to_string());
         answer.extend(read(document, key).into_iter().take(width));
     }
     answer.join(" ")
@@ -255,7 +255,7 @@ fn the_default_world_is_pinned() {
         hasher.update(format!("{} {}\n", task.prompt, task.answer).as_bytes());
     }
     let hash = hasher.finalize().to_hex();
-    assert_eq!(hash[..16], *"2d79a57363d341ca");
+    assert_eq!(hash[..16], *"0f0a04b3a7c31413");
 }
 
 #[test]
