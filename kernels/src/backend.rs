@@ -54,7 +54,8 @@ pub struct PlanRow {
 pub struct PlanGroup {
     /// Whose weights.
     pub set: SetId,
-    /// The rows; no two rows of a plan write the same block.
+    /// The rows; no two rows of a plan write the same block, and none reads (before its `start`) a block that a
+    /// row of the plan writes.
     pub rows: Vec<PlanRow>,
 }
 
@@ -120,13 +121,15 @@ pub trait Backend: Send {
     /// Starts a plan.
     ///
     /// # Errors
-    /// [`KernelError::Plan`] for a plan that breaks the rules of [`PlanRow`]; nothing has run then.
+    /// [`KernelError::Plan`] for a plan that breaks the rules of [`PlanRow`], [`KernelError::Sampling`] for a draw
+    /// out of bounds; nothing has run then.
     fn submit(&mut self, plan: &Plan) -> Result<Ticket, KernelError>;
 
     /// Waits for a submitted plan and returns what it drew.
     ///
     /// # Errors
-    /// [`KernelError::Plan`] for a ticket that is not open.
+    /// [`KernelError::Plan`] for a ticket that is not open; [`KernelError::Sampling`] when a row's logits were not
+    /// finite (its KV is written, nothing was drawn).
     fn collect(&mut self, ticket: Ticket) -> Result<Output, KernelError>;
 
     /// Debug and tests: runs `plan` and returns the logits (before temperature) after every input token,

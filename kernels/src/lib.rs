@@ -1,12 +1,14 @@
 //! The inference maths of PARL: weights, KV cache and tokens go in; sampled ids and log-probs come out.
 //!
-//! [`backend::Backend`] is the one door. The CPU backend ([`cpu`]) is also the oracle that other backends are tested
-//! against. This crate knows no text, no agents and no files.
+//! [`backend::Backend`] is the one door. The CPU backend is also the oracle that other backends
+//! are tested against. This crate knows no text, no agents and no files.
 
 pub mod backend;
 pub mod cpu;
+
 mod error;
 pub mod rng;
+
 pub mod sampling;
 pub mod shape;
 pub mod weights;

@@ -1,141 +1,146 @@
-//! Drawing a token: temperature, top-k, top-p, and the log-prob of what was drawn.
-//!
-//! The log-prob is always of softmax(logits / temperature) before anything is cut off, so that the learner can
-//! recompute it from the logits alone.
+//! Drawing a token from logits: greedy, or by the inverse of the distribution function, in one fixed order.
 
 use crate::KernelError;
 use crate::backend::{Draw, Drawn, Sampling};
+use crate::cpu::Level;
+use crate::cpu::math::{RUN, softmax_weights};
+
+/// Temperatures allowed beside 0 (greedy): outside them f32 softmax means nothing.
+pub const TEMPERATURES: std::ops::RangeInclusive<f32> = 1e-3..=1e3;
 
 impl Sampling {
+    /// Likeliest token, always.
+    pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0 };
+
     /// Checks the bounds.
     ///
     /// # Errors
-    /// [`KernelError::Sampling`] naming the parameter, its value and its bound.
+    /// [`KernelError::Sampling`] naming the parameter and its bound.
     pub fn validate(&self) -> Result<(), KernelError> {
-        let refuse = |text: String| Err(KernelError::Sampling(text));
-        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
-            return refuse(format!("temperature is {}, must be 0 (greedy) or above", self.temperature));
+        let t = self.temperature;
+        if t != 0.0 && !TEMPERATURES.contains(&t) {
+            return Err(KernelError::Sampling(format!(
+                "temperature is {t}, must be 0 or in {}..={}",
+                TEMPERATURES.start(),
+                TEMPERATURES.end()
+            )));
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return refuse(format!("top_p is {}, must be above 0 and at most 1", self.top_p));
+            return Err(KernelError::Sampling(format!(
+                "top_p is {}, must be above 0 and at most 1",
+                self.top_p
+            )));
         }
         Ok(())
     }
 }
 
-/// Draws from `logits`; `scratch` is reused between calls.
-pub fn draw(logits: &[f32], draw: &Draw, scratch: &mut Vec<(f64, u32)>) -> Drawn {
+/// Memory that draws reuse.
+#[derive(Debug, Default)]
+pub struct Workspace {
+    weights: Vec<f32>,
+    runs: Vec<f32>,
+    order: Vec<u32>,
+}
+
+/// Draws one token from `logits` (before temperature).
+///
+/// Truncation keeps the `top_k` likeliest (ties: the lower id), then of those the smallest set with at least
+/// `top_p` of their mass. The log-prob is of softmax(logits / temperature) over the whole vocabulary.
+///
+/// # Errors
+/// [`KernelError::Sampling`] when a parameter is out of bounds, or `logits` is empty or not finite.
+pub fn draw(level: Level, logits: &[f32], draw: &Draw, work: &mut Workspace) -> Result<Drawn, KernelError> {
     let sampling = &draw.sampling;
-    let temperature = if sampling.temperature > 0.0 { f64::from(sampling.temperature) } else { 1.0 };
-    let best = argmax(logits);
-    let top = f64::from(logits[best]) / temperature;
-    let weight = |logit: f32| (f64::from(logit) / temperature - top).exp();
-    // One pass in the order of the ids: the sum's bits depend on the logits alone.
-    let total: f64 = logits.iter().map(|l| weight(*l)).sum();
-    let drawn = |id: u32| {
-        let logit = f64::from(logits[id as usize]) / temperature;
-        Drawn { id, logprob: (logit - top - total.ln()) as f32 }
+    sampling.validate()?;
+    if logits.is_empty() {
+        return Err(KernelError::Sampling("there are no logits".to_owned()));
+    }
+    let greedy = sampling.temperature == 0.0;
+    let temperature = if greedy { 1.0 } else { sampling.temperature };
+    let largest = softmax_weights(level, logits, temperature, &mut work.weights, &mut work.runs)
+        .ok_or_else(|| KernelError::Sampling("a logit is not finite".to_owned()))?;
+    let total: f64 = work.runs.iter().map(|&r| f64::from(r)).sum();
+    let weights = &work.weights[..logits.len()];
+    let id = if greedy {
+        logits.iter().position(|&l| l >= largest).unwrap_or(0)
+    } else {
+        let uniform = draw.key.uniform_f64(draw.position);
+        let top_k = if sampling.top_k == 0 { logits.len() } else { sampling.top_k as usize };
+        if top_k >= logits.len() && sampling.top_p >= 1.0 {
+            draw_whole(weights, &work.runs, uniform * total)
+        } else {
+            keep(weights, total, top_k, sampling.top_p, &mut work.order);
+            let mass: f64 = work.order.iter().map(|&i| f64::from(weights[i as usize])).sum();
+            walk(work.order.iter().map(|&i| i as usize), weights, uniform * mass)
+        }
     };
-    if sampling.temperature == 0.0 {
-        return drawn(best as u32);
-    }
-    let uniform = draw.key.uniform_f64(draw.position);
-    let cut = (sampling.top_k > 0 && (sampling.top_k as usize) < logits.len()) || sampling.top_p < 1.0;
-    if !cut {
-        let weights = logits.iter().zip(0u32..).map(|(l, id)| (weight(*l), id));
-        return drawn(pick(weights, uniform * total, best as u32));
-    }
-    scratch.clear();
-    scratch.extend(logits.iter().zip(0u32..).map(|(l, id)| (weight(*l), id)));
-    // Likeliest first, equal ones in the order of their ids.
-    scratch.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-    let mut keep =
-        if sampling.top_k == 0 { scratch.len() } else { scratch.len().min(sampling.top_k as usize) };
-    let mut mass = 0.0;
-    for (i, (w, _)) in scratch[..keep].iter().enumerate() {
-        mass += w;
-        if mass >= f64::from(sampling.top_p) * total {
-            keep = i + 1;
-            break;
-        }
-    }
-    drawn(pick(scratch[..keep].iter().copied(), uniform * mass, best as u32))
+    let logprob = f64::from(logits[id] - largest) / f64::from(temperature) - total.ln();
+    Ok(Drawn { id: id as u32, logprob: logprob as f32 })
 }
 
-/// The first id at which the running sum passes `target`; `last_resort` when rounding leaves none.
-fn pick(weights: impl Iterator<Item = (f64, u32)>, target: f64, last_resort: u32) -> u32 {
-    let mut sum = 0.0;
-    for (w, id) in weights {
-        sum += w;
-        if sum > target {
-            return id;
+/// The token at which the running sum passes `target`: first among the runs, then inside one.
+fn draw_whole(weights: &[f32], runs: &[f32], target: f64) -> usize {
+    let (mut before, mut run) = (0.0, 0);
+    for (i, &sum) in runs.iter().enumerate() {
+        if sum > 0.0 {
+            run = i;
+            if before + f64::from(sum) > target {
+                break;
+            }
         }
+        before += f64::from(sum);
     }
-    last_resort
+    // Past the last run's rounded sum the walk ends at the run's last likely token.
+    walk(run * RUN..((run + 1) * RUN).min(weights.len()), weights, target - before)
 }
 
-fn argmax(logits: &[f32]) -> usize {
-    let mut best = 0;
-    for (i, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = i;
+/// The first of `ids` at which the running sum passes `target`, else the last with any weight.
+fn walk(ids: impl Iterator<Item = usize>, weights: &[f32], target: f64) -> usize {
+    let (mut sum, mut last) = (0.0, 0);
+    for id in ids {
+        let weight = f64::from(weights[id]);
+        if weight > 0.0 {
+            last = id;
+            sum += weight;
+            if sum > target {
+                break;
+            }
         }
     }
-    best
+    last
+}
+
+/// Fills `order` with the ids kept, likeliest first, ties by id.
+fn keep(weights: &[f32], total: f64, top_k: usize, top_p: f32, order: &mut Vec<u32>) {
+    order.clear();
+    let likelier = |&a: &u32, &b: &u32| weights[b as usize].total_cmp(&weights[a as usize]).then(a.cmp(&b));
+    if top_k >= weights.len() {
+        // All tokens below this together weigh less than what top_p may drop, so none of them is kept: most of a
+        // vocabulary need not be sorted. Halved, to stay clear of rounding.
+        let floor = 0.5 * (1.0 - f64::from(top_p)) * total / weights.len() as f64;
+        order.extend((0..weights.len() as u32).filter(|&i| f64::from(weights[i as usize]) >= floor));
+    } else {
+        order.extend(0..weights.len() as u32);
+        order.select_nth_unstable_by(top_k - 1, likelier);
+        order.truncate(top_k);
+    }
+    order.sort_unstable_by(likelier);
+    if top_p < 1.0 {
+        let mass = if top_k >= weights.len() {
+            total
+        } else {
+            order.iter().map(|&i| f64::from(weights[i as usize])).sum()
+        };
+        let wanted = f64::from(top_p) * mass;
+        let mut sum = 0.0;
+        let kept = order.iter().position(|&i| {
+            sum += f64::from(weights[i as usize]);
+            sum >= wanted
+        });
+        order.truncate(kept.map_or(order.len(), |last| last + 1));
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::rng::{RngKey, Stream};
-
-    fn at(temperature: f32, top_k: u32, top_p: f32, position: u32) -> Draw {
-        let key = RngKey { seed: 3, stream: Stream::Sample, episode: 1, agent: 0 };
-        Draw { sampling: Sampling { temperature, top_k, top_p }, key, position }
-    }
-
-    const LOGITS: [f32; 6] = [0.5, 2.0, -1.0, 2.5, 0.0, -3.0];
-
-    fn probabilities(temperature: f64) -> Vec<f64> {
-        let weights: Vec<f64> = LOGITS.iter().map(|l| (f64::from(*l) / temperature).exp()).collect();
-        let total: f64 = weights.iter().sum();
-        weights.iter().map(|w| w / total).collect()
-    }
-
-    #[test]
-    fn frequencies_follow_the_distribution() {
-        let (n, mut scratch) = (40_000, Vec::new());
-        for temperature in [1.0f32, 0.6] {
-            let mut counts = [0u32; 6];
-            for position in 0..n {
-                let d = draw(&LOGITS, &at(temperature, 0, 1.0, position), &mut scratch);
-                counts[d.id as usize] += 1;
-                let p = probabilities(f64::from(temperature))[d.id as usize];
-                assert!((f64::from(d.logprob) - p.ln()).abs() < 1e-5);
-            }
-            let chi2: f64 = counts
-                .iter()
-                .zip(probabilities(f64::from(temperature)))
-                .map(|(c, p)| (f64::from(*c) - p * f64::from(n)).powi(2) / (p * f64::from(n)))
-                .sum();
-            // 5 degrees of freedom: 20.5 is the 99.9th percentile.
-            assert!(chi2 < 20.5, "{chi2} at {temperature}");
-        }
-    }
-
-    #[test]
-    fn truncation_keeps_the_likeliest_and_the_log_prob_of_the_whole() {
-        let mut scratch = Vec::new();
-        for position in 0..500 {
-            let k = draw(&LOGITS, &at(1.0, 2, 1.0, position), &mut scratch);
-            assert!(k.id == 3 || k.id == 1);
-            assert!((f64::from(k.logprob) - probabilities(1.0)[k.id as usize].ln()).abs() < 1e-5);
-            // 0.52 is below the likeliest's mass, so that one alone is kept.
-            assert_eq!(draw(&LOGITS, &at(1.0, 0, 0.5, position), &mut scratch).id, 3);
-            assert_eq!(draw(&LOGITS, &at(0.0, 0, 1.0, position), &mut scratch).id, 3);
-        }
-        assert!(at(f32::NAN, 0, 1.0, 0).sampling.validate().is_err());
-        assert!(at(1.0, 0, 0.0, 0).sampling.validate().is_err());
-        assert!(at(1.0, 0, 1.1, 0).sampling.validate().is_err());
-    }
-}
+mod tests;

@@ -21,9 +21,14 @@ pub enum Dtype {
 /// One tensor: row-major elements that live as long as the [`WeightSet`]'s owner.
 #[derive(Debug, Clone, Copy)]
 pub struct View {
-    pointer: *const u8,
+    pointer: Pointer,
     elements: usize,
-    dtype: Dtype,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Pointer {
+    F32(*const f32),
+    Bf16(*const bf16),
 }
 
 // SAFETY: a view is read-only, and the memory behind it is neither moved nor written while a lease on it
@@ -37,12 +42,12 @@ unsafe impl Sync for View {}
 impl View {
     /// A view on f32 elements.
     pub fn f32(data: &[f32]) -> Self {
-        Self { pointer: data.as_ptr().cast(), elements: data.len(), dtype: Dtype::F32 }
+        Self { pointer: Pointer::F32(data.as_ptr()), elements: data.len() }
     }
 
     /// A view on bf16 elements.
     pub fn bf16(data: &[bf16]) -> Self {
-        Self { pointer: data.as_ptr().cast(), elements: data.len(), dtype: Dtype::Bf16 }
+        Self { pointer: Pointer::Bf16(data.as_ptr()), elements: data.len() }
     }
 
     /// A view on raw memory, for owners outside Rust (libtorch).
@@ -52,12 +57,19 @@ impl View {
     /// to [`WeightSet::lease`] is dropped; nobody may write there meanwhile.
     #[allow(unsafe_code)]
     pub unsafe fn from_raw(pointer: *const u8, elements: usize, dtype: Dtype) -> Self {
-        Self { pointer, elements, dtype }
+        let pointer = match dtype {
+            Dtype::F32 => Pointer::F32(pointer.cast()),
+            Dtype::Bf16 => Pointer::Bf16(pointer.cast()),
+        };
+        Self { pointer, elements }
     }
 
     /// Element type.
     pub fn dtype(&self) -> Dtype {
-        self.dtype
+        match self.pointer {
+            Pointer::F32(_) => Dtype::F32,
+            Pointer::Bf16(_) => Dtype::Bf16,
+        }
     }
 
     /// Number of elements.
@@ -176,21 +188,21 @@ impl WeightSet {
     }
 
     /// The elements of an f32 tensor; `None` for another name or type.
-    #[expect(clippy::cast_ptr_alignment, reason = "a view's element type fixes its alignment")]
     #[allow(unsafe_code)]
     pub fn f32(&self, name: &str) -> Option<&[f32]> {
-        let view = self.views.get(name).filter(|v| v.dtype == Dtype::F32)?;
+        let view = self.views.get(name)?;
+        let Pointer::F32(pointer) = view.pointer else { return None };
         // SAFETY: `lease`'s caller vouched for the memory while `self.owner` lives, and the slice borrows `self`.
-        Some(unsafe { std::slice::from_raw_parts(view.pointer.cast::<f32>(), view.elements) })
+        Some(unsafe { std::slice::from_raw_parts(pointer, view.elements) })
     }
 
     /// The elements of a bf16 tensor; `None` for another name or type.
-    #[expect(clippy::cast_ptr_alignment, reason = "a view's element type fixes its alignment")]
     #[allow(unsafe_code)]
     pub fn bf16(&self, name: &str) -> Option<&[bf16]> {
-        let view = self.views.get(name).filter(|v| v.dtype == Dtype::Bf16)?;
+        let view = self.views.get(name)?;
+        let Pointer::Bf16(pointer) = view.pointer else { return None };
         // SAFETY: as in `f32`.
-        Some(unsafe { std::slice::from_raw_parts(view.pointer.cast::<bf16>(), view.elements) })
+        Some(unsafe { std::slice::from_raw_parts(pointer, view.elements) })
     }
 
     /// How many leases on the owner there are, this one included; the writer waits until it is alone.

@@ -1,208 +1,283 @@
-//! The forward pass over some rows of a plan, on one thread.
+//! The forward pass of some rows of one weight set, on the thread that calls it (large products and long prefills
+//! inside it go parallel by themselves).
+#![allow(unsafe_code)]
 
-use super::attention::{Site, attend};
-use super::gemm::{Packed, gemm};
-use super::kv::{Half, KvShared};
+use rayon::prelude::*;
+
+use super::attention::Attend;
+use super::buffer::Aligned;
+use super::gemm::{Mode, padded};
+use super::kv::Kv;
 use super::level::Level;
-use super::math::{rms_norm, swiglu};
-use super::model::{Layer, Model};
+use super::math::{HeadTurn, rms_norm, swiglu, turn_heads};
+use super::model::{Layer, Model, hidden_stride};
+use crate::KernelError;
 use crate::backend::{Drawn, PlanRow};
-use crate::sampling;
+use crate::sampling::{self, Workspace};
 
-/// Buffers that live on between passes.
-#[derive(Debug, Default)]
-pub struct Scratch {
-    x: Vec<f32>,
-    normed: Vec<f32>,
-    qkv: Vec<f32>,
-    attended: Vec<f32>,
-    gate_up: Vec<f32>,
-    inner: Vec<f32>,
-    projected: Vec<f32>,
-    logits: Vec<f32>,
-    scores: Vec<f32>,
-    sorted: Vec<(f64, u32)>,
+/// Rows of logits held at once: they stay in cache between the head and the draw.
+const HEAD_ROWS: usize = 32;
+
+/// Attention of one row above this many multiply-adds is shared among threads.
+const PARALLEL_FMAS: usize = 1 << 22;
+
+/// Queries of a parallel part of a long prefill.
+const PART_TOKENS: usize = 32;
+
+/// Buffers of a pass, kept between passes.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    hidden: Aligned<f32>,
+    normed: Aligned<f32>,
+    qkv: Aligned<f32>,
+    attended: Aligned<f32>,
+    gate_up: Aligned<f32>,
+    gated: Aligned<f32>,
+    logits: Aligned<f32>,
+    scores: Aligned<f32>,
+    sampling: Workspace,
+    spans: Vec<Span>,
 }
 
-fn sized(buffer: &mut Vec<f32>, n: usize) -> &mut [f32] {
-    if buffer.len() < n {
-        buffer.resize(n, 0.0);
-    }
-    &mut buffer[..n]
-}
-
-/// A token's place: which row of the plan, and its position there.
+/// Consecutive tokens of a row inside the batch of tokens.
 #[derive(Clone, Copy)]
-struct Place {
+struct Span {
+    /// Which row.
     row: usize,
-    position: usize,
+    /// Its first token's place in the batch.
+    first: usize,
+    /// Tokens.
+    tokens: usize,
+    /// Position of the first.
+    start: usize,
 }
 
-/// What to compute after the last layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wanted {
-    /// A token for each row that draws.
-    Draws,
-    /// Logits after every input token.
-    Logits,
+/// One pass's surroundings.
+#[derive(Clone, Copy)]
+pub(crate) struct Pass<'a> {
+    /// Instructions.
+    pub(crate) level: Level,
+    /// Weights.
+    pub(crate) model: &'a Model,
+    /// The model's pool.
+    pub(crate) kv: Kv,
 }
 
-/// What came out: one of the two is filled.
-#[derive(Debug, Default)]
-pub struct Forwarded {
-    /// For each row, where one was asked for.
-    pub draws: Vec<Option<Drawn>>,
-    /// `[row][token][vocab]`.
-    pub logits: Vec<Vec<Vec<f32>>>,
-}
-
-/// Runs `rows` through `model`, filling their KV.
-pub fn forward(
-    level: Level,
-    model: &Model,
-    kv: &KvShared<'_>,
-    rows: &[&PlanRow],
-    wanted: Wanted,
-    scratch: &mut Scratch,
-) -> Forwarded {
-    let d = model.shape.hidden;
-    let places: Vec<Place> = rows
-        .iter()
-        .enumerate()
-        .flat_map(|(row, r)| (0..r.tokens.len()).map(move |i| Place { row, position: r.start as usize + i }))
-        .collect();
-    let n = places.len();
-    let tokens = rows.iter().flat_map(|r| &r.tokens);
-    for (x, token) in sized(&mut scratch.x, n * d).chunks_exact_mut(d).zip(tokens) {
-        let at = *token as usize * d;
-        x.copy_from_slice(&model.embed[at..at + d]);
-    }
-    for (l, layer) in model.layers.iter().enumerate() {
-        attention(level, model, layer, l, kv, rows, &places, scratch);
-        feed_forward(level, model, layer, n, scratch);
-    }
-    head(level, model, rows, wanted, scratch)
-}
-
-/// The head, for the tokens that are asked for and no others.
-fn head(level: Level, model: &Model, rows: &[&PlanRow], wanted: Wanted, scratch: &mut Scratch) -> Forwarded {
-    let (d, vocab, eps) = (model.shape.hidden, model.head.n(), model.shape.rms_eps as f32);
-    let mut tokens = Vec::new();
-    let mut first = 0;
-    for row in rows {
-        let next = first + row.tokens.len();
-        match wanted {
-            Wanted::Logits => tokens.extend(first..next),
-            Wanted::Draws => tokens.extend(row.draw.map(|_| next - 1)),
-        }
-        first = next;
-    }
-    let normed = sized(&mut scratch.normed, tokens.len() * d);
-    for (token, out) in tokens.iter().zip(normed.chunks_exact_mut(d)) {
-        rms_norm(level, &scratch.x[token * d..(token + 1) * d], &model.norm, eps, out);
-    }
-    project(level, normed, &model.head, tokens.len(), &mut scratch.logits);
-    let mut logits = scratch.logits[..tokens.len() * vocab].chunks_exact(vocab);
-    let mut result = Forwarded::default();
-    for row in rows {
-        match wanted {
-            Wanted::Logits => {
-                result.logits.push(logits.by_ref().take(row.tokens.len()).map(<[f32]>::to_vec).collect());
-            }
-            Wanted::Draws => {
-                let drawn = row.draw.as_ref().zip(row.draw.and_then(|_| logits.next()));
-                result
-                    .draws
-                    .push(drawn.map(|(draw, logits)| sampling::draw(logits, draw, &mut scratch.sorted)));
+impl Pass<'_> {
+    /// Runs `rows`, writing their KV, and draws where asked.
+    ///
+    /// # Errors
+    /// [`KernelError::Sampling`] when a logit is not finite.
+    ///
+    /// # Safety
+    /// The rows passed `plan::check` in one plan with all rows that run meanwhile.
+    pub(crate) unsafe fn draws(
+        self,
+        rows: &[PlanRow],
+        scratch: &mut Scratch,
+    ) -> Result<Vec<Option<Drawn>>, KernelError> {
+        // SAFETY: the caller's.
+        let count = unsafe { self.hidden(rows, false, scratch) };
+        let mut drawn = vec![None; rows.len()];
+        let mut wishes =
+            rows.iter().zip(&mut drawn).filter_map(|(row, to)| row.draw.as_ref().map(|d| (d, to)));
+        let vocab = self.model.shape().vocab;
+        for first in (0..count).step_by(HEAD_ROWS) {
+            let many = HEAD_ROWS.min(count - first);
+            let stride = self.head(first, many, scratch);
+            for (logits, (draw, to)) in scratch.logits.chunks_exact(stride).take(many).zip(&mut wishes) {
+                *to = Some(sampling::draw(self.level, &logits[..vocab], draw, &mut scratch.sampling)?);
             }
         }
+        Ok(drawn)
     }
-    result
-}
 
-fn project(level: Level, input: &[f32], w: &Packed, rows: usize, out: &mut Vec<f32>) {
-    gemm(level, input, w, sized(out, rows * w.n()));
-}
-
-fn add_residual(x: &mut [f32], update: &[f32]) {
-    for (x, u) in x.iter_mut().zip(update) {
-        *x += u;
-    }
-}
-
-#[expect(
-    clippy::too_many_arguments,
-    reason = "one layer's whole surroundings; a struct would only rename them"
-)]
-fn attention(
-    level: Level,
-    model: &Model,
-    layer: &Layer,
-    l: usize,
-    kv: &KvShared<'_>,
-    rows: &[&PlanRow],
-    places: &[Place],
-    scratch: &mut Scratch,
-) {
-    let shape = &model.shape;
-    let (d, hd, heads, kv_heads, eps) =
-        (shape.hidden, shape.head_dim, shape.heads, shape.kv_heads, shape.rms_eps as f32);
-    let n = places.len();
-    for (x, out) in
-        scratch.x[..n * d].chunks_exact(d).zip(sized(&mut scratch.normed, n * d).chunks_exact_mut(d))
-    {
-        rms_norm(level, x, &layer.attn_norm, eps, out);
-    }
-    project(level, &scratch.normed[..n * d], &layer.qkv, n, &mut scratch.qkv);
-    let width = shape.qkv_rows();
-    for (qkv, place) in scratch.qkv[..n * width].chunks_exact_mut(width).zip(places) {
-        if let Some(bias) = &layer.qkv_bias {
-            add_residual(qkv, bias);
-        }
-        for (h, head) in qkv[..(heads + kv_heads) * hd].chunks_exact_mut(hd).enumerate() {
-            let norm = if h < heads { &layer.q_norm } else { &layer.k_norm };
-            if let Some(weight) = norm {
-                let before = head.to_vec();
-                rms_norm(level, &before, weight, eps, head);
+    /// Runs `rows` and returns the logits after every token, `[row][token][vocab]`.
+    ///
+    /// # Safety
+    /// As [`Pass::draws`].
+    pub(crate) unsafe fn logits(self, rows: &[PlanRow], scratch: &mut Scratch) -> Vec<Vec<Vec<f32>>> {
+        // SAFETY: the caller's.
+        unsafe { self.hidden(rows, true, scratch) };
+        let vocab = self.model.shape().vocab;
+        let mut first = 0;
+        let mut all = Vec::with_capacity(rows.len());
+        for row in rows {
+            let mut of_row = Vec::with_capacity(row.tokens.len());
+            for _ in 0..row.tokens.len() {
+                self.head(first, 1, scratch);
+                of_row.push(scratch.logits[..vocab].to_vec());
+                first += 1;
             }
-            model.rope.rotate(head, place.position);
+            all.push(of_row);
         }
-        let (block_tokens, row) = (kv.block_tokens(), rows[place.row]);
-        let (block, slot) = (row.blocks[place.position / block_tokens], place.position % block_tokens);
-        for h in 0..kv_heads {
-            let key = &qkv[(heads + h) * hd..(heads + h + 1) * hd];
-            let value = &qkv[(heads + kv_heads + h) * hd..(heads + kv_heads + h + 1) * hd];
-            kv.write(block, l, Half::Key, h, slot, key);
-            kv.write(block, l, Half::Value, h, slot, value);
+        all
+    }
+
+    /// Logits of `rows` normed hidden rows from `first` on; returns their stride.
+    fn head(&self, first: usize, rows: usize, scratch: &mut Scratch) -> usize {
+        let stride = hidden_stride(self.model.shape());
+        let head = &self.model.head;
+        scratch.logits.grow(HEAD_ROWS * head.output_stride());
+        head.multiply(
+            &scratch.normed[first * stride..],
+            stride,
+            rows,
+            None,
+            &mut scratch.logits,
+            Mode::Store,
+        );
+        head.output_stride()
+    }
+
+    /// Runs the layers; leaves in `scratch.normed` the final normed rows of every token (`all`) or of the last
+    /// tokens of the rows that draw, in order, and returns how many.
+    ///
+    /// # Safety
+    /// As [`Pass::draws`].
+    unsafe fn hidden(&self, rows: &[PlanRow], all: bool, scratch: &mut Scratch) -> usize {
+        let shape = self.model.shape();
+        let stride = hidden_stride(shape);
+        let mut count: usize = rows.iter().map(|r| r.tokens.len()).sum();
+        scratch.hidden.grow(count * stride);
+        scratch.normed.grow(count * stride);
+        scratch.qkv.grow(count * padded(shape.qkv_rows()));
+        scratch.attended.grow(count * padded(shape.heads * shape.head_dim));
+        scratch.gate_up.grow(count * padded(2 * shape.ffn));
+        scratch.gated.grow(count * padded(shape.ffn));
+
+        scratch.spans.clear();
+        let mut first = 0;
+        for (row, planned) in rows.iter().enumerate() {
+            let tokens = planned.tokens.len();
+            scratch.spans.push(Span { row, first, tokens, start: planned.start as usize });
+            let hidden = &mut scratch.hidden[first * stride..(first + tokens) * stride];
+            for (&token, hidden) in planned.tokens.iter().zip(hidden.chunks_exact_mut(stride)) {
+                self.model.embed(token, hidden);
+            }
+            first += tokens;
+        }
+
+        let eps = shape.rms_eps as f32;
+        for (l, layer) in self.model.layers.iter().enumerate() {
+            rms_norm(self.level, &scratch.hidden, &mut scratch.normed, stride, count, &layer.attn_norm, eps);
+            let bias = layer.qkv_bias.as_deref();
+            layer.qkv.multiply(&scratch.normed, stride, count, bias, &mut scratch.qkv, Mode::Store);
+            // SAFETY: the caller's.
+            unsafe { self.turn_and_write(rows, l, layer, scratch) };
+            if l + 1 == self.model.layers.len() && !all {
+                count = keep_last(rows, stride, scratch);
+                if count == 0 {
+                    return 0;
+                }
+            }
+            // SAFETY: the caller's, and this layer's KV of all rows was just written.
+            unsafe { self.attend(rows, l, scratch) };
+            let inner = padded(shape.heads * shape.head_dim);
+            layer.o.multiply(&scratch.attended, inner, count, None, &mut scratch.hidden, Mode::Add);
+            rms_norm(self.level, &scratch.hidden, &mut scratch.normed, stride, count, &layer.ffn_norm, eps);
+            layer.gate_up.multiply(&scratch.normed, stride, count, None, &mut scratch.gate_up, Mode::Store);
+            let (wide, narrow) = (padded(2 * shape.ffn), padded(shape.ffn));
+            swiglu(self.level, &scratch.gate_up, wide, &mut scratch.gated, narrow, count, shape.ffn);
+            layer.down.multiply(&scratch.gated, narrow, count, None, &mut scratch.hidden, Mode::Add);
+        }
+        rms_norm(self.level, &scratch.hidden, &mut scratch.normed, stride, count, &self.model.norm, eps);
+        count
+    }
+
+    /// Norms, rotates and scales q and k of every token, and writes k and v to the pool.
+    ///
+    /// # Safety
+    /// As [`Pass::draws`].
+    unsafe fn turn_and_write(&self, rows: &[PlanRow], l: usize, layer: &Layer, scratch: &mut Scratch) {
+        let shape = self.model.shape();
+        let hd = shape.head_dim;
+        let (q_len, kv_len) = (shape.heads * hd, shape.kv_heads * hd);
+        let eps = shape.rms_eps as f32;
+        let (q_norm, k_norm) = match &layer.qk_norm {
+            Some((q, k)) => (Some((q.as_slice(), eps)), Some((k.as_slice(), eps))),
+            None => (None, None),
+        };
+        let scale = 1.0 / (hd as f32).sqrt();
+        let block_tokens = self.kv.layout.block_tokens;
+        let stride = padded(shape.qkv_rows());
+        for span in &scratch.spans {
+            let qkv = &mut scratch.qkv[span.first * stride..(span.first + span.tokens) * stride];
+            for (i, qkv) in qkv.chunks_exact_mut(stride).enumerate() {
+                let position = span.start + i;
+                let (cos, sin) = self.model.angles(position);
+                let (q, kv) = qkv.split_at_mut(q_len);
+                turn_heads(self.level, q, HeadTurn { norm: q_norm, cos, sin, scale });
+                let (k, v) = kv.split_at_mut(kv_len);
+                turn_heads(self.level, k, HeadTurn { norm: k_norm, cos, sin, scale: 1.0 });
+                let block = rows[span.row].blocks[position / block_tokens];
+                // SAFETY: the plan's check: the block is reserved, and this row alone uses it.
+                unsafe { self.kv.write(block, position % block_tokens, l, k, &v[..kv_len]) };
+            }
         }
     }
-    let attended = sized(&mut scratch.attended, n * heads * hd);
-    for (i, place) in places.iter().enumerate() {
-        let blocks = &rows[place.row].blocks;
-        for h in 0..heads {
-            let head = h * kv_heads / heads;
-            let site = Site { kv, blocks, layer: l, head, position: place.position };
-            let query = &scratch.qkv[i * width + h * hd..i * width + (h + 1) * hd];
-            let at = (i * heads + h) * hd;
-            attend(level, site, query, &mut scratch.scores, &mut attended[at..at + hd]);
+
+    /// Attention of every span into `scratch.attended`, packed in span order.
+    ///
+    /// # Safety
+    /// As [`Pass::draws`], and the layer's KV is written up to each span's end.
+    unsafe fn attend(&self, rows: &[PlanRow], l: usize, scratch: &mut Scratch) {
+        let shape = self.model.shape();
+        let inner = shape.heads * shape.head_dim;
+        let (queries_stride, out_stride) = (padded(shape.qkv_rows()), padded(inner));
+        let mut to = 0;
+        for span in &scratch.spans {
+            let queries =
+                &scratch.qkv[span.first * queries_stride..(span.first + span.tokens) * queries_stride];
+            let out = &mut scratch.attended[to * out_stride..(to + span.tokens) * out_stride];
+            to += span.tokens;
+            let task = Attend {
+                kv: self.kv,
+                layer: l,
+                blocks: &rows[span.row].blocks,
+                start: span.start,
+                tokens: span.tokens,
+                heads: shape.heads,
+                group: shape.heads / shape.kv_heads,
+                queries: queries.as_ptr(),
+                queries_stride,
+                out: out.as_mut_ptr(),
+                out_stride,
+            };
+            let fmas = span.tokens * (2 * span.start + span.tokens) * inner;
+            if span.tokens <= PART_TOKENS || fmas < PARALLEL_FMAS || rayon::current_num_threads() == 1 {
+                // SAFETY: the slices above, the plan's check, and the caller's promise.
+                unsafe { task.run(self.level, &mut scratch.scores) };
+            } else {
+                (0..span.tokens.div_ceil(PART_TOKENS)).into_par_iter().for_each_init(
+                    Aligned::default,
+                    |scores, i| {
+                        let skip = i * PART_TOKENS;
+                        // SAFETY: as above; the parts write disjoint tokens of `out`.
+                        unsafe {
+                            task.part(skip, PART_TOKENS.min(span.tokens - skip)).run(self.level, scores);
+                        };
+                    },
+                );
+            }
         }
     }
-    project(level, attended, &layer.o, n, &mut scratch.projected);
-    add_residual(&mut scratch.x[..n * d], &scratch.projected);
 }
 
-fn feed_forward(level: Level, model: &Model, layer: &Layer, n: usize, scratch: &mut Scratch) {
-    let (d, ffn, eps) = (model.shape.hidden, model.shape.ffn, model.shape.rms_eps as f32);
-    for (x, out) in
-        scratch.x[..n * d].chunks_exact(d).zip(sized(&mut scratch.normed, n * d).chunks_exact_mut(d))
-    {
-        rms_norm(level, x, &layer.ffn_norm, eps, out);
+/// In the last layer only the tokens that draw go on after their KV is written: moves their residual rows
+/// together and shortens the spans to them. Returns how many.
+fn keep_last(rows: &[PlanRow], stride: usize, scratch: &mut Scratch) -> usize {
+    let mut count = 0;
+    for i in 0..scratch.spans.len() {
+        let span = scratch.spans[i];
+        if rows[span.row].draw.is_some() {
+            let last = span.first + span.tokens - 1;
+            scratch.hidden.copy_within(last * stride..(last + 1) * stride, count * stride);
+            let start = span.start + span.tokens - 1;
+            scratch.spans[count] = Span { row: span.row, first: last, tokens: 1, start };
+            count += 1;
+        }
     }
-    project(level, &scratch.normed[..n * d], &layer.gate_up, n, &mut scratch.gate_up);
-    let inner = sized(&mut scratch.inner, n * ffn);
-    for (both, out) in scratch.gate_up[..n * 2 * ffn].chunks_exact(2 * ffn).zip(inner.chunks_exact_mut(ffn)) {
-        swiglu(level, both, out);
-    }
-    project(level, inner, &layer.down, n, &mut scratch.projected);
-    add_residual(&mut scratch.x[..n * d], &scratch.projected);
+    scratch.spans.truncate(count);
+    count
 }

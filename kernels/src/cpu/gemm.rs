@@ -1,236 +1,340 @@
-//! out[m, n] = a[m, k] · w[n, k]ᵀ with `w` packed once a version.
+//! `y = x · Wᵀ` with weights packed once per version.
 //!
-//! Every output element is one chain of fused multiply-adds over k from 0 upwards, whatever m is and wherever the
-//! row stands in the batch: that is what makes a row's bits independent of its neighbours.
+//! Every output element is one chain of multiply-adds over the inputs in ascending order, whatever the tile it
+//! falls into, so its bits do not depend on the batch. Nothing splits the sum over the inputs.
+#![allow(unsafe_code)]
 
-use super::level::Level;
+use half::bf16;
+use rayon::prelude::*;
 
-/// Columns of a panel: two AVX-512 registers.
-pub const PANEL: usize = 32;
-/// Rows of a register tile.
-const TILE: usize = 8;
+use super::buffer::{Aligned, Shared};
+use super::level::{Kernel, Level};
+use super::simd::Simd;
+use crate::KernelError;
+use crate::weights::WeightSet;
 
-/// A weight matrix in panels of [`PANEL`] output columns: `[panel][k][column]`, zero-padded.
-#[derive(Debug, Clone)]
-pub struct Packed {
-    data: Vec<f32>,
-    n: usize,
-    k: usize,
+/// Rows of activations are padded to this many floats, so that full tiles are stored without remainders.
+pub(crate) const ROW_FLOATS: usize = 32;
+
+/// Below this many multiply-adds a product runs on the calling thread: waking another one costs more.
+const PARALLEL_FMAS: usize = 1 << 21;
+
+/// Length of an activation row of `width` elements.
+pub(crate) fn padded(width: usize) -> usize {
+    width.next_multiple_of(ROW_FLOATS)
+}
+
+enum Elements {
+    F32(Aligned<f32>),
+    Bf16(Aligned<bf16>),
+}
+
+/// A weight matrix `[outputs, inputs]` in panels of two vectors of outputs, inputs ascending within a panel.
+pub(crate) struct Packed {
+    elements: Elements,
+    inputs: usize,
+    panels: usize,
+    level: Level,
 }
 
 impl Packed {
-    /// Packs `w[n, k]`, whose elements `at(row * k + column)` gives.
-    pub fn new(n: usize, k: usize, at: impl Fn(usize) -> f32) -> Self {
-        let panels = n.div_ceil(PANEL);
-        let mut data = vec![0.0; panels * k * PANEL];
-        for row in 0..n {
-            let (panel, column) = (row / PANEL, row % PANEL);
-            for i in 0..k {
-                data[(panel * k + i) * PANEL + column] = at(row * k + i);
-            }
-        }
-        Self { data, n, k }
-    }
-
-    /// Output columns.
-    pub fn n(&self) -> usize {
-        self.n
+    /// Packs tensor `name`, in the type it has.
+    ///
+    /// # Errors
+    /// [`KernelError::Weights`] when an element is not finite.
+    pub(crate) fn new(
+        level: Level,
+        weights: &WeightSet,
+        name: &str,
+        outputs: usize,
+        inputs: usize,
+    ) -> Result<Self, KernelError> {
+        let width = 2 * level.lanes();
+        let panels = padded(outputs) / width;
+        let elements = if let Some(rows) = weights.f32(name) {
+            Elements::F32(pack(name, rows, inputs, panels, width, |x: f32| x.is_finite())?)
+        } else if let Some(rows) = weights.bf16(name) {
+            Elements::Bf16(pack(name, rows, inputs, panels, width, bf16::is_finite)?)
+        } else {
+            return Err(KernelError::Weights(format!("tensor `{name}` is missing")));
+        };
+        Ok(Self { elements, inputs, panels, level })
     }
 
     /// Bytes of the packed copy.
-    pub fn bytes(&self) -> u64 {
-        (self.data.len() * size_of::<f32>()) as u64
-    }
-
-    fn panel(&self, panel: usize) -> &[f32] {
-        &self.data[panel * self.k * PANEL..(panel + 1) * self.k * PANEL]
-    }
-}
-
-/// out[m, n] = a[m, k] · wᵀ, on the calling thread.
-pub fn gemm(level: Level, a: &[f32], w: &Packed, out: &mut [f32]) {
-    let (n, k) = (w.n, w.k);
-    let rows = out.len() / n;
-    debug_assert_eq!(a.len(), rows * k);
-    let mut tile = [[0.0f32; PANEL]; TILE];
-    for panel in 0..n.div_ceil(PANEL) {
-        let columns = PANEL.min(n - panel * PANEL);
-        let weights = w.panel(panel);
-        for first in (0..rows).step_by(TILE) {
-            let m = TILE.min(rows - first);
-            run_tile(level, m, &a[first * k..(first + m) * k], k, weights, &mut tile);
-            for (r, row) in tile[..m].iter().enumerate() {
-                let at = (first + r) * n + panel * PANEL;
-                out[at..at + columns].copy_from_slice(&row[..columns]);
-            }
-        }
-    }
-}
-
-fn run_tile(level: Level, m: usize, a: &[f32], k: usize, w: &[f32], tile: &mut [[f32; PANEL]; TILE]) {
-    match level {
-        Level::Portable => portable(m, a, k, w, tile),
-        #[cfg(target_arch = "x86_64")]
-        #[expect(unsafe_code, reason = "vector instructions behind a run-time check")]
-        // SAFETY: `Level::available` gave this level, so the CPU has the instructions; `a` holds m·k and `w` k·PANEL
-        // elements (asserted in the callee).
-        Level::Avx2 => unsafe { x86::tile_avx2(m, a, k, w, tile) },
-        #[cfg(target_arch = "x86_64")]
-        #[expect(unsafe_code, reason = "vector instructions behind a run-time check")]
-        // SAFETY: as above.
-        Level::Avx512 => unsafe { x86::tile_avx512(m, a, k, w, tile) },
-        #[cfg(not(target_arch = "x86_64"))]
-        _ => portable(m, a, k, w, tile),
-    }
-}
-
-fn portable(m: usize, a: &[f32], k: usize, w: &[f32], tile: &mut [[f32; PANEL]; TILE]) {
-    for (r, row) in tile[..m].iter_mut().enumerate() {
-        *row = [0.0; PANEL];
-        for (x, weights) in a[r * k..(r + 1) * k].iter().zip(w.chunks_exact(PANEL)) {
-            for (sum, weight) in row.iter_mut().zip(weights) {
-                *sum += x * weight;
-            }
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[expect(unsafe_code, reason = "vector intrinsics")]
-mod x86 {
-    use std::arch::x86_64::{
-        _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
-        _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
-    };
-
-    use super::{PANEL, TILE};
-
-    /// # Safety
-    /// The CPU must have AVX-512 F.
-    #[target_feature(enable = "avx512f")]
-    pub unsafe fn tile_avx512(m: usize, a: &[f32], k: usize, w: &[f32], tile: &mut [[f32; PANEL]; TILE]) {
-        assert!(a.len() >= m * k && w.len() >= k * PANEL && m <= TILE);
-        // SAFETY: bounds are asserted above; the instructions are this function's precondition.
-        unsafe {
-            match m {
-                1 => rows_avx512::<1>(a, k, w, tile),
-                2 => rows_avx512::<2>(a, k, w, tile),
-                3 => rows_avx512::<3>(a, k, w, tile),
-                4 => rows_avx512::<4>(a, k, w, tile),
-                5 => rows_avx512::<5>(a, k, w, tile),
-                6 => rows_avx512::<6>(a, k, w, tile),
-                7 => rows_avx512::<7>(a, k, w, tile),
-                _ => rows_avx512::<8>(a, k, w, tile),
-            }
+    pub(crate) fn bytes(&self) -> usize {
+        match &self.elements {
+            Elements::F32(all) => size_of_val::<[f32]>(all),
+            Elements::Bf16(all) => size_of_val::<[bf16]>(all),
         }
     }
 
-    /// # Safety
-    /// AVX-512 F; `a` holds M·k elements, `w` k·PANEL.
-    #[target_feature(enable = "avx512f")]
-    unsafe fn rows_avx512<const M: usize>(a: &[f32], k: usize, w: &[f32], tile: &mut [[f32; PANEL]; TILE]) {
-        let mut sums = [[_mm512_setzero_ps(); 2]; M];
-        for i in 0..k {
-            // SAFETY: i < k, and `w` holds k rows of PANEL = 32 elements.
-            let (w0, w1) = unsafe {
-                let p = w.as_ptr().add(i * PANEL);
-                (_mm512_loadu_ps(p), _mm512_loadu_ps(p.add(16)))
+    /// Length of an output row.
+    pub(crate) fn output_stride(&self) -> usize {
+        self.panels * 2 * self.level.lanes()
+    }
+
+    /// `y[r] (+)= x[r] · Wᵀ (+ bias)` for `rows` rows; `y` has [`Packed::output_stride`], `bias` as many elements.
+    pub(crate) fn multiply(
+        &self,
+        x: &[f32],
+        x_stride: usize,
+        rows: usize,
+        bias: Option<&[f32]>,
+        y: &mut [f32],
+        mode: Mode,
+    ) {
+        if rows == 0 {
+            return;
+        }
+        let stride = self.output_stride();
+        // The pointers below stay inside these bounds.
+        assert!(x_stride >= self.inputs && x.len() >= (rows - 1) * x_stride + self.inputs, "input too short");
+        assert!(y.len() >= rows * stride && bias.is_none_or(|b| b.len() >= stride), "output too short");
+        let y = Shared(y.as_mut_ptr());
+        let part = |from: usize, to: usize| {
+            let product = Product {
+                x: x.as_ptr(),
+                x_stride,
+                rows,
+                inputs: self.inputs,
+                bias: bias.map_or(std::ptr::null(), <[f32]>::as_ptr),
+                y: y.get(),
+                y_stride: stride,
+                mode,
+                panels: (from, to),
             };
-            for (r, sum) in sums.iter_mut().enumerate() {
-                // SAFETY: r < M and i < k.
-                let x = _mm512_set1_ps(unsafe { *a.get_unchecked(r * k + i) });
-                sum[0] = _mm512_fmadd_ps(x, w0, sum[0]);
-                sum[1] = _mm512_fmadd_ps(x, w1, sum[1]);
-            }
-        }
-        for (row, sum) in tile.iter_mut().zip(&sums) {
-            // SAFETY: a row holds 32 elements.
+            // SAFETY: the asserts above, and `elements` holds `panels` whole panels; each part writes the columns
+            // of its own panels.
             unsafe {
-                _mm512_storeu_ps(row.as_mut_ptr(), sum[0]);
-                _mm512_storeu_ps(row.as_mut_ptr().add(16), sum[1]);
+                match &self.elements {
+                    Elements::F32(all) => self.level.run(WithF32(product, all.as_ptr())),
+                    Elements::Bf16(all) => self.level.run(WithBf16(product, all.as_ptr())),
+                }
+            }
+        };
+        let fmas = rows * self.inputs * stride;
+        let threads = rayon::current_num_threads();
+        if threads == 1 || fmas < PARALLEL_FMAS {
+            part(0, self.panels);
+        } else {
+            // Tasks of four panels at least: the widest tile of a single row.
+            let tasks = (fmas / (PARALLEL_FMAS / 4)).min(4 * threads).min(self.panels.div_ceil(4));
+            let each = self.panels.div_ceil(tasks).next_multiple_of(4);
+            (0..self.panels.div_ceil(each)).into_par_iter().for_each(|t| {
+                part(t * each, ((t + 1) * each).min(self.panels));
+            });
+        }
+    }
+}
+
+/// What happens to the old `y`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Overwritten.
+    Store,
+    /// Added to.
+    Add,
+}
+
+/// The refusal of a tensor with NaN or infinity in it.
+pub(crate) fn not_finite(name: &str) -> KernelError {
+    KernelError::Weights(format!("tensor `{name}` has an element that is not finite"))
+}
+
+fn pack<T: bytemuck::Pod + Send + Sync>(
+    name: &str,
+    rows: &[T],
+    inputs: usize,
+    panels: usize,
+    width: usize,
+    finite: impl Fn(T) -> bool + Sync,
+) -> Result<Aligned<T>, KernelError> {
+    let mut all = Aligned::zeroed(panels * width * inputs);
+    let good =
+        all.par_chunks_mut(width * inputs).zip(rows.par_chunks(width * inputs)).all(|(panel, rows)| {
+            let mut good = true;
+            for (j, row) in rows.chunks_exact(inputs).enumerate() {
+                for (to, &x) in panel[j..].iter_mut().step_by(width).zip(row) {
+                    good &= finite(x);
+                    *to = x;
+                }
+            }
+            good
+        });
+    if good { Ok(all) } else { Err(not_finite(name)) }
+}
+
+#[derive(Clone, Copy)]
+struct Product {
+    x: *const f32,
+    x_stride: usize,
+    rows: usize,
+    inputs: usize,
+    bias: *const f32,
+    y: *mut f32,
+    y_stride: usize,
+    mode: Mode,
+    panels: (usize, usize),
+}
+
+/// How a weight type becomes a vector of floats.
+trait Element: Copy {
+    unsafe fn load<S: Simd>(from: *const Self) -> S::V;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const Self) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { S::load(from) }
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const Self) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { S::load_bf16(from) }
+    }
+}
+
+struct WithF32(Product, *const f32);
+struct WithBf16(Product, *const bf16);
+
+impl Kernel for WithF32 {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: the caller's.
+        unsafe { self.0.run::<S, f32>(self.1) }
+    }
+}
+
+impl Kernel for WithBf16 {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: the caller's.
+        unsafe { self.0.run::<S, bf16>(self.1) }
+    }
+}
+
+impl Product {
+    /// SAFETY: `x`, `bias`, `y` and `w` span the rows and panels named.
+    #[inline(always)]
+    unsafe fn run<S: Simd, E: Element>(self, w: *const E) {
+        let roomy = S::TILE_ROWS == 12;
+        let mut panel = self.panels.0;
+        // Few rows: several panels at a time, so that enough independent chains hide the latency.
+        // SAFETY: `panel + P <= panels.1` before each tile.
+        unsafe {
+            match self.rows {
+                1 => self.across::<S, E, 1, 4>(w, &mut panel),
+                2 if roomy => self.across::<S, E, 2, 4>(w, &mut panel),
+                2 => self.across::<S, E, 2, 2>(w, &mut panel),
+                3 if roomy => self.across::<S, E, 3, 2>(w, &mut panel),
+                4 if roomy => self.across::<S, E, 4, 2>(w, &mut panel),
+                5 if roomy => self.across::<S, E, 5, 2>(w, &mut panel),
+                6 if roomy => self.across::<S, E, 6, 2>(w, &mut panel),
+                _ => {}
+            }
+            let tiles = self.rows.div_ceil(S::TILE_ROWS);
+            while panel < self.panels.1 {
+                let mut row = 0;
+                for tile in 0..tiles {
+                    let end = (tile + 1) * self.rows / tiles;
+                    self.down::<S, E>(w, row, end - row, panel);
+                    row = end;
+                }
+                panel += 1;
             }
         }
     }
 
-    /// # Safety
-    /// The CPU must have AVX2 and FMA.
-    #[target_feature(enable = "avx2,fma")]
-    pub unsafe fn tile_avx2(m: usize, a: &[f32], k: usize, w: &[f32], tile: &mut [[f32; PANEL]; TILE]) {
-        assert!(a.len() >= m * k && w.len() >= k * PANEL && m <= TILE);
-        // Two rows by four registers at a time.
-        for r in (0..m).step_by(2) {
-            // SAFETY: bounds are asserted above; the instructions are this function's precondition.
-            unsafe {
-                if r + 1 < m {
-                    rows_avx2::<2>(&a[r * k..], k, w, &mut tile[r..]);
-                } else {
-                    rows_avx2::<1>(&a[r * k..], k, w, &mut tile[r..]);
-                }
+    #[inline(always)]
+    unsafe fn across<S: Simd, E: Element, const R: usize, const P: usize>(
+        self,
+        w: *const E,
+        panel: &mut usize,
+    ) {
+        while *panel + P <= self.panels.1 {
+            // SAFETY: the caller's, and the bound just checked.
+            unsafe { self.tile::<S, E, R, P>(w, 0, *panel) }
+            *panel += P;
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn down<S: Simd, E: Element>(self, w: *const E, row: usize, rows: usize, panel: usize) {
+        // SAFETY: the caller's; arms above TILE_ROWS are never reached, and the test lets them compile to nothing.
+        unsafe {
+            match rows {
+                1 => self.tile::<S, E, 1, 1>(w, row, panel),
+                2 => self.tile::<S, E, 2, 1>(w, row, panel),
+                3 => self.tile::<S, E, 3, 1>(w, row, panel),
+                4 => self.tile::<S, E, 4, 1>(w, row, panel),
+                5 if S::TILE_ROWS >= 5 => self.tile::<S, E, 5, 1>(w, row, panel),
+                6 if S::TILE_ROWS >= 6 => self.tile::<S, E, 6, 1>(w, row, panel),
+                7 if S::TILE_ROWS >= 7 => self.tile::<S, E, 7, 1>(w, row, panel),
+                8 if S::TILE_ROWS >= 8 => self.tile::<S, E, 8, 1>(w, row, panel),
+                9 if S::TILE_ROWS >= 9 => self.tile::<S, E, 9, 1>(w, row, panel),
+                10 if S::TILE_ROWS >= 10 => self.tile::<S, E, 10, 1>(w, row, panel),
+                11 if S::TILE_ROWS >= 11 => self.tile::<S, E, 11, 1>(w, row, panel),
+                12 if S::TILE_ROWS >= 12 => self.tile::<S, E, 12, 1>(w, row, panel),
+                _ => {}
             }
         }
     }
 
-    /// # Safety
-    /// AVX2 and FMA; `a` holds M·k elements, `w` k·PANEL, `tile` M rows.
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn rows_avx2<const M: usize>(a: &[f32], k: usize, w: &[f32], tile: &mut [[f32; PANEL]]) {
-        let mut sums = [[_mm256_setzero_ps(); 4]; M];
-        for i in 0..k {
-            for j in 0..4 {
-                // SAFETY: i < k, j < 4, and `w` holds k rows of 32 elements.
-                let weights = unsafe { _mm256_loadu_ps(w.as_ptr().add(i * PANEL + 8 * j)) };
-                for (r, sum) in sums.iter_mut().enumerate() {
-                    // SAFETY: r < M and i < k.
-                    let x = _mm256_set1_ps(unsafe { *a.get_unchecked(r * k + i) });
-                    sum[j] = _mm256_fmadd_ps(x, weights, sum[j]);
+    /// `R` rows from `row` on times `P` panels from `panel` on.
+    #[inline(always)]
+    unsafe fn tile<S: Simd, E: Element, const R: usize, const P: usize>(
+        self,
+        w: *const E,
+        row: usize,
+        panel: usize,
+    ) {
+        let width = 2 * S::LANES;
+        let panel_len = width * self.inputs;
+        // SAFETY: rows `row..row + R` and panels `panel..panel + P` exist (the callers' bounds).
+        unsafe {
+            let x: [*const f32; R] = std::array::from_fn(|r| self.x.add((row + r) * self.x_stride));
+            let w: [*const E; P] = std::array::from_fn(|p| w.add((panel + p) * panel_len));
+            let mut sums = [[[S::splat(0.0); 2]; P]; R];
+            for i in 0..self.inputs {
+                let mut column = [[S::splat(0.0); 2]; P];
+                for p in 0..P {
+                    let at = w[p].add(i.wrapping_mul(width));
+                    column[p] = [E::load::<S>(at), E::load::<S>(at.add(S::LANES))];
+                }
+                for r in 0..R {
+                    let a = S::splat(*x[r].add(i));
+                    for p in 0..P {
+                        sums[r][p][0] = S::fma(a, column[p][0], sums[r][p][0]);
+                        sums[r][p][1] = S::fma(a, column[p][1], sums[r][p][1]);
+                    }
                 }
             }
-        }
-        for (row, sum) in tile.iter_mut().zip(&sums) {
-            for (j, part) in sum.iter().enumerate() {
-                // SAFETY: a row holds 32 elements.
-                unsafe { _mm256_storeu_ps(row.as_mut_ptr().add(8 * j), *part) };
+            for (r, row_sums) in sums.iter().enumerate() {
+                for (p, panel_sums) in row_sums.iter().enumerate() {
+                    for (half, &sum) in panel_sums.iter().enumerate() {
+                        let at = (panel + p) * width + half * S::LANES;
+                        let to = self.y.add((row + r) * self.y_stride + at);
+                        let mut v = sum;
+                        if !self.bias.is_null() {
+                            v = S::add(v, S::load(self.bias.add(at)));
+                        }
+                        if self.mode == Mode::Add {
+                            v = S::add(S::load(to), v);
+                        }
+                        S::store(to, v);
+                    }
+                }
             }
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::rng::{RngKey, Stream};
-
-    fn random(n: usize, episode: u64) -> Vec<f32> {
-        let key = RngKey { seed: 1, stream: Stream::Init, episode, agent: 0 };
-        (0..n as u32).map(|i| key.uniform_f32(i) * 2.0 - 1.0).collect()
-    }
-
-    #[test]
-    fn every_level_agrees_with_f64_and_a_row_does_not_see_its_neighbours() {
-        for (rows, n, k) in [(1, 1, 1), (1, 33, 7), (8, 64, 128), (9, 100, 65), (19, 31, 128), (0, 40, 16)] {
-            let (a, w) = (random(rows * k, 1), random(n * k, 2));
-            let packed = Packed::new(n, k, |i| w[i]);
-            for level in Level::available() {
-                let mut out = vec![f32::NAN; rows * n];
-                gemm(level, &a, &packed, &mut out);
-                for r in 0..rows {
-                    for c in 0..n {
-                        let wanted: f64 =
-                            (0..k).map(|i| f64::from(a[r * k + i]) * f64::from(w[c * k + i])).sum();
-                        let got = f64::from(out[r * n + c]);
-                        assert!(
-                            (got - wanted).abs() < 1e-5 * (k as f64).sqrt(),
-                            "{level:?} {r},{c}: {got} {wanted}"
-                        );
-                    }
-                    let mut alone = vec![f32::NAN; n];
-                    gemm(level, &a[r * k..(r + 1) * k], &packed, &mut alone);
-                    assert!(
-                        alone.iter().zip(&out[r * n..]).all(|(x, y)| x.to_bits() == y.to_bits()),
-                        "{level:?}"
-                    );
-                }
-            }
-        }
-    }
-}
+mod tests;

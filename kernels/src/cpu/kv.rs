@@ -1,116 +1,133 @@
-//! KV storage: blocks of `block_tokens` positions, `[block][layer][key or value][kv head][token][head_dim]`.
+//! Where keys and values lie: pools of blocks, one pool for all weight sets of one geometry.
+//!
+//! Within a block, layer and KV head, keys lie with positions innermost (a vector holds one element of many
+//! positions: scores need no sums across lanes) and values with the head innermost.
 
-use std::marker::PhantomData;
+use super::buffer::{Aligned, Shared};
+use crate::backend::BlockId;
+use crate::shape::ModelShape;
 
-/// Sizes of the KV of one kind of model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct KvShape {
-    /// Decoder layers.
-    pub layers: usize,
-    /// Key/value heads.
-    pub kv_heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
+/// Widest vector, floats; positions and heads are padded to it.
+const VECTOR: usize = 16;
+
+/// Sizes that two weight sets must share to share a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Geometry {
+    layers: usize,
+    kv_heads: usize,
+    head_dim: usize,
 }
 
-impl KvShape {
-    fn block_len(&self, block_tokens: usize) -> usize {
-        2 * self.layers * self.kv_heads * self.head_dim * block_tokens
+impl Geometry {
+    /// The geometry of a model.
+    pub(crate) fn of(shape: &ModelShape) -> Self {
+        Self { layers: shape.layers, kv_heads: shape.kv_heads, head_dim: shape.head_dim }
+    }
+}
+
+/// Offsets inside a pool, in floats.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Layout {
+    /// Positions in a block.
+    pub(crate) block_tokens: usize,
+    /// The same, padded: the distance between two elements of a key.
+    pub(crate) slots: usize,
+    /// Elements of a head.
+    pub(crate) head_dim: usize,
+    /// The same, padded: the distance between two positions of values.
+    pub(crate) head_padded: usize,
+    kv_heads: usize,
+    head_floats: usize,
+    block_floats: usize,
+}
+
+impl Layout {
+    /// Blocks of `block_tokens` positions for `geometry`.
+    pub(crate) fn new(geometry: Geometry, block_tokens: usize) -> Self {
+        let Geometry { layers, kv_heads, head_dim } = geometry;
+        let slots = block_tokens.next_multiple_of(VECTOR);
+        let head_padded = head_dim.next_multiple_of(VECTOR);
+        let head_floats = head_dim * slots + block_tokens * head_padded;
+        let block_floats = layers * kv_heads * head_floats;
+        Self { block_tokens, slots, head_dim, head_padded, kv_heads, head_floats, block_floats }
     }
 
-    /// Bytes of one block.
-    pub fn block_bytes(&self, block_tokens: usize) -> u64 {
-        (self.block_len(block_tokens) * size_of::<f32>()) as u64
+    /// Floats in a block.
+    pub(crate) fn block_floats(&self) -> usize {
+        self.block_floats
+    }
+
+    /// Where the keys of `(block, layer, head)` begin.
+    #[inline]
+    pub(crate) fn keys(&self, block: BlockId, layer: usize, head: usize) -> usize {
+        block as usize * self.block_floats + (layer * self.kv_heads + head) * self.head_floats
+    }
+
+    /// Where the values of `(block, layer, head)` begin.
+    #[inline]
+    pub(crate) fn values(&self, block: BlockId, layer: usize, head: usize) -> usize {
+        self.keys(block, layer, head) + self.head_dim * self.slots
     }
 }
 
-/// The blocks of one kind of model.
-#[derive(Debug)]
-pub struct KvPool {
-    data: Vec<f32>,
-    shape: KvShape,
-    block_tokens: usize,
+/// All blocks of one geometry.
+pub(crate) struct Pool {
+    /// Whose.
+    pub(crate) geometry: Geometry,
+    /// Offsets.
+    pub(crate) layout: Layout,
+    memory: Aligned<f32>,
 }
 
-impl KvPool {
-    /// `blocks` empty blocks.
-    pub fn new(shape: KvShape, blocks: u32, block_tokens: usize) -> Self {
-        Self { data: vec![0.0; blocks as usize * shape.block_len(block_tokens)], shape, block_tokens }
+impl Pool {
+    /// `blocks` empty blocks; the system gives their memory as they are written.
+    pub(crate) fn new(geometry: Geometry, blocks: usize, block_tokens: usize) -> Self {
+        let layout = Layout::new(geometry, block_tokens);
+        Self { geometry, layout, memory: Aligned::zeroed(blocks * layout.block_floats()) }
     }
 
     /// Copies a whole block.
-    pub fn copy(&mut self, from: u32, to: u32) {
-        let n = self.shape.block_len(self.block_tokens);
-        self.data.copy_within(from as usize * n..(from as usize + 1) * n, to as usize * n);
+    pub(crate) fn copy(&mut self, from: BlockId, to: BlockId) {
+        let size = self.layout.block_floats();
+        let from = from as usize * size;
+        self.memory.copy_within(from..from + size, to as usize * size);
     }
 
-    /// A handle through which several threads may fill and read blocks.
-    pub fn share(&mut self) -> KvShared<'_> {
-        KvShared {
-            pointer: self.data.as_mut_ptr(),
-            len: self.data.len(),
-            shape: self.shape,
-            block_tokens: self.block_tokens,
-            life: PhantomData,
-        }
+    /// The memory, for a pass whose rows write disjoint blocks.
+    pub(crate) fn shared(&mut self) -> Kv {
+        Kv { memory: Shared(self.memory.as_mut_ptr()), layout: self.layout }
     }
 }
 
-/// See [`KvPool::share`]. Rows of a plan write disjoint blocks, and no row reads what another one writes in the same
-/// plan: the backend refuses plans in which two rows share a block that either writes.
+/// A pool's memory during one pass: a block is either written by one row or only read.
 #[derive(Clone, Copy)]
-pub struct KvShared<'a> {
-    pointer: *mut f32,
-    len: usize,
-    shape: KvShape,
-    block_tokens: usize,
-    life: PhantomData<&'a mut [f32]>,
+pub(crate) struct Kv {
+    /// First float of the pool.
+    pub(crate) memory: Shared,
+    /// Offsets.
+    pub(crate) layout: Layout,
 }
 
-// SAFETY: the handle borrows the pool exclusively, and its users keep to the rule above: no location is written by
-// one thread and touched by another.
-#[expect(unsafe_code, reason = "shared by the threads of one plan")]
-unsafe impl Send for KvShared<'_> {}
-// SAFETY: as above.
-#[expect(unsafe_code, reason = "shared by the threads of one plan")]
-unsafe impl Sync for KvShared<'_> {}
-
-/// Keys or values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Half {
-    /// Keys.
-    Key = 0,
-    /// Values.
-    Value = 1,
-}
-
-impl KvShared<'_> {
-    /// Positions of a block.
-    pub fn block_tokens(&self) -> usize {
-        self.block_tokens
-    }
-
-    fn at(&self, block: u32, layer: usize, half: Half, head: usize) -> usize {
-        let s = &self.shape;
-        let part = (layer * 2 + half as usize) * s.kv_heads + head;
-        block as usize * s.block_len(self.block_tokens) + part * self.block_tokens * s.head_dim
-    }
-
-    /// All positions of one block for one head, `[token][head_dim]`.
-    #[expect(unsafe_code, reason = "shared by the threads of one plan")]
-    pub fn read(&self, block: u32, layer: usize, half: Half, head: usize) -> &[f32] {
-        let (at, n) = (self.at(block, layer, half, head), self.block_tokens * self.shape.head_dim);
-        assert!(at + n <= self.len, "block {block} is outside of the pool");
-        // SAFETY: in bounds by the assertion; nobody else writes a block that this row reads (rule of the type).
-        unsafe { std::slice::from_raw_parts(self.pointer.add(at), n) }
-    }
-
-    /// Fills one position of one head.
-    #[expect(unsafe_code, reason = "shared by the threads of one plan")]
-    pub fn write(&self, block: u32, layer: usize, half: Half, head: usize, slot: usize, row: &[f32]) {
-        let at = self.at(block, layer, half, head) + slot * self.shape.head_dim;
-        assert!(at + row.len() <= self.len && row.len() == self.shape.head_dim && slot < self.block_tokens);
-        // SAFETY: in bounds by the assertion; this row alone touches the block (rule of the type).
-        unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), self.pointer.add(at), row.len()) };
+impl Kv {
+    /// Writes one position's keys and values of one layer: `k` and `v` hold all KV heads.
+    ///
+    /// # Safety
+    /// `block` is in the pool and `slot` in the block, and no other thread uses the block meanwhile.
+    #[allow(unsafe_code)]
+    pub(crate) unsafe fn write(&self, block: BlockId, slot: usize, layer: usize, k: &[f32], v: &[f32]) {
+        let layout = &self.layout;
+        let heads = k.chunks_exact(layout.head_dim).zip(v.chunks_exact(layout.head_dim));
+        for (head, (k, v)) in heads.enumerate() {
+            // SAFETY: the offsets stay inside the block's part for this layer and head.
+            unsafe {
+                let keys = self.memory.get().add(layout.keys(block, layer, head) + slot);
+                for (i, &x) in k.iter().enumerate() {
+                    *keys.add(i * layout.slots) = x;
+                }
+                let values =
+                    self.memory.get().add(layout.values(block, layer, head) + slot * layout.head_padded);
+                std::ptr::copy_nonoverlapping(v.as_ptr(), values, v.len());
+            }
+        }
     }
 }

@@ -1,200 +1,181 @@
-//! The CPU backend: plain, deterministic, and the oracle for others.
+//! The CPU backend: rayon and vector instructions chosen at run time.
 //!
-//! A plan's rows are shared out between threads; each thread takes its rows through the whole model alone. Since no
-//! element's arithmetic depends on its neighbours, the sharing changes no bit.
+//! Batch-invariant: a row's bits depend on its weights, its sequence and the [`Level`], never on the other rows,
+//! their order, the number of threads, or on how its prefill is cut.
+
+#![expect(
+    clippy::inline_always,
+    reason = "vector code exists only where it is inlined into its level's function"
+)]
 
 mod attention;
+mod buffer;
 mod forward;
 mod gemm;
 mod kv;
 mod level;
-mod math;
+pub(crate) mod math;
 mod model;
-
-pub use level::Level;
+mod plan;
+mod simd;
 
 use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use rayon::prelude::*;
 
+use self::forward::{Pass, Scratch};
+use self::kv::{Geometry, Kv, Pool};
+pub use self::level::Level;
+use self::model::Model;
+use self::plan::{Reserved, Writers, check};
 use crate::KernelError;
-use crate::backend::{Backend, InstallReport, Output, Plan, PlanGroup, PlanRow, SetId, Ticket};
+use crate::backend::{Backend, InstallReport, Output, Plan, PlanRow, SetId, Ticket};
 use crate::weights::WeightSet;
-use forward::{Forwarded, Scratch, Wanted, forward};
-use kv::{KvPool, KvShape};
-use model::Model;
 
-/// Tokens below which a thread of its own costs more than it brings.
-const TOKENS_PER_THREAD: usize = 4;
+/// Most tokens that one thread takes through the layers at once: their activations stay in its cache.
+const CHUNK_TOKENS: usize = 128;
 
-/// The CPU backend.
-#[derive(Debug)]
+/// Fewest multiply-adds worth handing to another thread.
+const CHUNK_FMAS: usize = 1 << 22;
+
+/// Inference on the CPU. Plans run inside [`Backend::submit`], on the rayon pool that it is called in.
 pub struct CpuBackend {
     level: Level,
-    threads: usize,
     models: HashMap<SetId, Model>,
-    pools: HashMap<KvShape, KvPool>,
-    blocks: u32,
-    block_tokens: u32,
-    scratch: Vec<Scratch>,
-    done: HashMap<Ticket, Output>,
-    next_ticket: u64,
+    pools: Vec<Pool>,
+    reserved: Reserved,
+    writers: Writers,
+    scratch: Mutex<Vec<Scratch>>,
+    done: HashMap<Ticket, Result<Output, KernelError>>,
+    next: u64,
+}
+
+impl std::fmt::Debug for CpuBackend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CpuBackend")
+            .field("level", &self.level)
+            .field("reserved", &self.reserved)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Default for CpuBackend {
+    fn default() -> Self {
+        Self::new(Level::best())
+    }
+}
+
+/// Rows of one group that go through the layers together.
+struct Chunk<'a> {
+    group: usize,
+    model: &'a Model,
+    kv: Kv,
+    rows: &'a [PlanRow],
 }
 
 impl CpuBackend {
-    /// A backend on up to `threads` of rayon's threads, with the instructions of `level`.
-    ///
-    /// # Errors
-    /// [`KernelError::Plan`] when this CPU has not that level, or `threads` is 0.
-    pub fn new(level: Level, threads: usize) -> Result<Self, KernelError> {
-        if !Level::available().contains(&level) {
-            return Err(KernelError::Plan(format!("this CPU has no {} instructions", level.name())));
-        }
-        if threads == 0 {
-            return Err(KernelError::Plan("threads is 0, must be at least 1".to_owned()));
-        }
-        Ok(Self {
+    /// A backend without weights, at the level given.
+    pub fn new(level: Level) -> Self {
+        Self {
             level,
-            threads,
             models: HashMap::new(),
-            pools: HashMap::new(),
-            blocks: 0,
-            block_tokens: 0,
-            scratch: Vec::new(),
+            pools: Vec::new(),
+            reserved: Reserved { blocks: 0, block_tokens: 1 },
+            writers: Writers::default(),
+            scratch: Mutex::default(),
             done: HashMap::new(),
-            next_ticket: 0,
-        })
+            next: 0,
+        }
     }
 
-    /// The instructions in use.
+    /// The level in use.
     pub fn level(&self) -> Level {
         self.level
     }
 
-    fn check(&self, plan: &Plan) -> Result<(), KernelError> {
-        let refuse = |text: String| Err(KernelError::Plan(text));
-        if plan.copies.iter().any(|(from, to)| *from >= self.blocks || *to >= self.blocks) {
-            return refuse(format!("a copy names a block outside of the {} reserved", self.blocks));
-        }
-        // Who writes a block, so that nobody else may touch it.
-        let mut writers: HashMap<u32, usize> = HashMap::new();
-        let mut readers: Vec<(u32, usize)> = Vec::new();
-        for (i, (group, row)) in
-            plan.groups.iter().flat_map(|g| g.rows.iter().map(move |r| (g, r))).enumerate()
-        {
-            let Some(model) = self.models.get(&group.set) else {
-                return refuse(format!("no weights are installed for set {}", group.set.0));
-            };
-            let end = row.start as usize + row.tokens.len();
-            if row.tokens.is_empty() {
-                return refuse(format!("row {i} has no token"));
+    /// Gives every installed geometry a pool, and drops the pools that no model needs any more.
+    fn fit_pools(&mut self) {
+        let wanted: Vec<Geometry> = self.models.values().map(|m| Geometry::of(m.shape())).collect();
+        self.pools.retain(|p| wanted.contains(&p.geometry));
+        for geometry in wanted {
+            if !self.pools.iter().any(|p| p.geometry == geometry) {
+                let Reserved { blocks, block_tokens } = self.reserved;
+                self.pools.push(Pool::new(geometry, blocks as usize, block_tokens as usize));
             }
-            if let Some(token) = row.tokens.iter().find(|t| **t as usize >= model.shape.vocab) {
-                return refuse(format!(
-                    "row {i}: token {token} is not below the vocabulary ({})",
-                    model.shape.vocab
-                ));
-            }
-            if end > model.shape.max_positions {
-                return refuse(format!(
-                    "row {i}: position {} is not below max_positions ({})",
-                    end - 1,
-                    model.shape.max_positions
-                ));
-            }
-            let needed = end.div_ceil(self.block_tokens.max(1) as usize);
-            if row.blocks.len() < needed {
-                return refuse(format!("row {i}: {} blocks cannot hold {end} positions", row.blocks.len()));
-            }
-            if let Some(block) = row.blocks[..needed].iter().find(|b| **b >= self.blocks) {
-                return refuse(format!("row {i}: block {block} is outside of the {} reserved", self.blocks));
-            }
-            if let Some(draw) = &row.draw {
-                draw.sampling.validate()?;
-            }
-            let first_written = (row.start / self.block_tokens.max(1)) as usize;
-            for (b, block) in row.blocks[..needed].iter().enumerate() {
-                if b < first_written {
-                    readers.push((*block, i));
-                } else if writers.insert(*block, i).is_some() {
-                    return refuse(format!("two rows write block {block}"));
-                }
-            }
-        }
-        match readers.iter().find(|(block, i)| writers.get(block).is_some_and(|w| w != i)) {
-            Some((block, i)) => refuse(format!("row {i} reads block {block}, which another row writes")),
-            None => Ok(()),
         }
     }
 
-    fn run(&mut self, plan: &Plan, wanted: Wanted) -> Result<Vec<Forwarded>, KernelError> {
-        self.check(plan)?;
-        for (from, to) in &plan.copies {
-            for pool in self.pools.values_mut() {
-                pool.copy(*from, *to);
+    /// Checks the plan, makes its copies and has `run` compute each chunk; results come in the order of the rows.
+    fn pass<T: Send>(
+        &mut self,
+        plan: &Plan,
+        run: impl Fn(&Chunk<'_>, &mut Scratch) -> T + Sync,
+    ) -> Result<Vec<(usize, T)>, KernelError> {
+        check(plan, self.reserved, |set| self.models.get(set).map(Model::shape), &mut self.writers)?;
+        for pool in &mut self.pools {
+            for &(from, to) in &plan.copies {
+                pool.copy(from, to);
             }
         }
-        plan.groups.iter().map(|group| self.run_group(group, wanted)).collect()
-    }
-
-    fn run_group(&mut self, group: &PlanGroup, wanted: Wanted) -> Result<Forwarded, KernelError> {
-        let missing = || KernelError::Plan(format!("no weights are installed for set {}", group.set.0));
-        let model = self.models.get(&group.set).ok_or_else(missing)?;
-        let kv = self.pools.get_mut(&model.kv_shape()).ok_or_else(missing)?.share();
-        let shares = share_out(&group.rows, self.threads);
-        self.scratch.resize_with(self.scratch.len().max(shares.len()), Scratch::default);
-        let level = self.level;
-        let work = |(rows, scratch): (&Vec<usize>, &mut Scratch)| {
-            let rows: Vec<&PlanRow> = rows.iter().map(|r| &group.rows[*r]).collect();
-            forward(level, model, &kv, &rows, wanted, scratch)
-        };
-        let parts: Vec<Forwarded> = match shares.as_slice() {
-            [_] => shares.iter().zip(&mut self.scratch).map(work).collect(),
-            _ => shares.par_iter().zip(&mut self.scratch).map(work).collect(),
-        };
-        // Back into the order of the rows.
-        let mut whole = Forwarded::default();
-        whole.draws.resize(if wanted == Wanted::Draws { group.rows.len() } else { 0 }, None);
-        whole.logits.resize(if wanted == Wanted::Logits { group.rows.len() } else { 0 }, Vec::new());
-        for (rows, part) in shares.iter().zip(parts) {
-            for (row, draw) in rows.iter().zip(part.draws) {
-                whole.draws[*row] = draw;
-            }
-            for (row, logits) in rows.iter().zip(part.logits) {
-                whole.logits[*row] = logits;
+        for group in &plan.groups {
+            let reached = group.rows.iter().map(|r| r.start as usize + r.tokens.len()).max();
+            if let (Some(model), Some(reached)) = (self.models.get_mut(&group.set), reached) {
+                model.reach(reached);
             }
         }
-        Ok(whole)
+        let mut chunks = Vec::new();
+        for (g, group) in plan.groups.iter().enumerate() {
+            let Some(model) = self.models.get(&group.set) else { continue };
+            let geometry = Geometry::of(model.shape());
+            let Some(pool) = self.pools.iter_mut().find(|p| p.geometry == geometry) else { continue };
+            let kv = pool.shared();
+            let ranges = split(&group.rows, model.fmas_per_token(), rayon::current_num_threads());
+            chunks.extend(ranges.into_iter().map(|r| Chunk { group: g, model, kv, rows: &group.rows[r] }));
+        }
+        let one = |chunk: &Chunk<'_>| {
+            let spare = self.scratch.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let mut scratch = spare.unwrap_or_default();
+            let result = run(chunk, &mut scratch);
+            self.scratch.lock().unwrap_or_else(PoisonError::into_inner).push(scratch);
+            (chunk.group, result)
+        };
+        Ok(if chunks.len() == 1 {
+            chunks.iter().map(one).collect()
+        } else {
+            chunks.par_iter().with_max_len(1).map(one).collect()
+        })
     }
 }
 
-/// Indices of rows for each thread, balanced by tokens: the longest first, each to who has least.
-fn share_out(rows: &[PlanRow], threads: usize) -> Vec<Vec<usize>> {
+/// Cuts rows into runs of about equal work: enough of them to balance the threads, none too small to be worth a
+/// thread's waking, none too large for its cache (a row is never cut).
+fn split(rows: &[PlanRow], fmas_per_token: usize, threads: usize) -> Vec<Range<usize>> {
     let total: usize = rows.iter().map(|r| r.tokens.len()).sum();
-    let threads = threads.min(rows.len()).min(total / TOKENS_PER_THREAD).max(1);
-    let mut order: Vec<usize> = (0..rows.len()).collect();
-    order.sort_by_key(|r| std::cmp::Reverse(rows[*r].tokens.len()));
-    let mut shares = vec![(0usize, Vec::new()); threads];
-    for row in order {
-        if let Some(least) = shares.iter_mut().min_by_key(|s| s.0) {
-            least.0 += rows[row].tokens.len();
-            least.1.push(row);
+    let fewest = CHUNK_FMAS.div_ceil(fmas_per_token).max(1);
+    let wanted = if threads == 1 { CHUNK_TOKENS } else { total.div_ceil(2 * threads) };
+    let most = wanted.clamp(fewest, fewest.max(CHUNK_TOKENS));
+    let (mut ranges, mut first, mut tokens) = (Vec::new(), 0, 0);
+    for (i, row) in rows.iter().enumerate() {
+        tokens += row.tokens.len();
+        if tokens >= most || i + 1 == rows.len() {
+            ranges.push(first..i + 1);
+            (first, tokens) = (i + 1, 0);
         }
     }
-    shares.into_iter().map(|s| s.1).collect()
+    ranges
 }
 
 impl Backend for CpuBackend {
     fn install(&mut self, set: SetId, weights: WeightSet) -> Result<InstallReport, KernelError> {
-        let started = Instant::now();
-        let model = Model::new(&weights)?;
-        let packed_bytes = model.bytes();
-        let shape = model.kv_shape();
-        let (blocks, block_tokens) = (self.blocks, self.block_tokens as usize);
-        self.pools.entry(shape).or_insert_with(|| KvPool::new(shape, blocks, block_tokens));
+        let start = Instant::now();
+        let model = Model::new(self.level, weights)?;
+        let packed_bytes = model.packed_bytes() as u64;
         self.models.insert(set, model);
-        Ok(InstallReport { packed_bytes, pack_seconds: started.elapsed().as_secs_f64() })
+        self.fit_pools();
+        Ok(InstallReport { packed_bytes, pack_seconds: start.elapsed().as_secs_f64() })
     }
 
     fn release(&mut self, set: SetId) {
@@ -204,36 +185,61 @@ impl Backend for CpuBackend {
     fn reserve_kv(&mut self, blocks: u32, block_tokens: u32) -> Result<(), KernelError> {
         if blocks == 0 || block_tokens == 0 {
             return Err(KernelError::Plan(format!(
-                "{blocks} blocks of {block_tokens} tokens: both must be at least 1"
+                "reserving {blocks} blocks of {block_tokens} tokens: both must be at least 1"
             )));
         }
-        (self.blocks, self.block_tokens) = (blocks, block_tokens);
-        for (shape, pool) in &mut self.pools {
-            *pool = KvPool::new(*shape, blocks, block_tokens as usize);
-        }
+        self.reserved = Reserved { blocks, block_tokens };
+        self.writers = Writers::default();
+        self.pools.clear();
+        self.fit_pools();
         Ok(())
     }
 
     fn kv_block_bytes(&self) -> u64 {
-        self.pools.keys().map(|shape| shape.block_bytes(self.block_tokens as usize)).sum()
+        self.pools.iter().map(|p| (p.layout.block_floats() * size_of::<f32>()) as u64).sum()
     }
 
+    #[allow(unsafe_code)]
     fn submit(&mut self, plan: &Plan) -> Result<Ticket, KernelError> {
-        let groups = self.run(plan, Wanted::Draws)?;
-        let ticket = Ticket(self.next_ticket);
-        self.next_ticket += 1;
-        self.done.insert(ticket, Output { draws: groups.into_iter().map(|g| g.draws).collect() });
+        let level = self.level;
+        let parts = self.pass(plan, |chunk, scratch| {
+            let pass = Pass { level, model: chunk.model, kv: chunk.kv };
+            // SAFETY: `pass` checked the plan whose chunks these are.
+            unsafe { pass.draws(chunk.rows, scratch) }
+        })?;
+        let mut output =
+            Output { draws: plan.groups.iter().map(|g| Vec::with_capacity(g.rows.len())).collect() };
+        let mut failed = None;
+        for (group, part) in parts {
+            match part {
+                Ok(draws) => output.draws[group].extend(draws),
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        let ticket = Ticket(self.next);
+        self.next += 1;
+        self.done.insert(ticket, failed.map_or(Ok(output), Err));
         Ok(ticket)
     }
 
     fn collect(&mut self, ticket: Ticket) -> Result<Output, KernelError> {
-        self.done.remove(&ticket).ok_or_else(|| KernelError::Plan(format!("ticket {} is not open", ticket.0)))
+        self.done
+            .remove(&ticket)
+            .unwrap_or_else(|| Err(KernelError::Plan(format!("ticket {} is not open", ticket.0))))
     }
 
+    #[allow(unsafe_code)]
     fn logits(&mut self, plan: &Plan) -> Result<Vec<Vec<Vec<Vec<f32>>>>, KernelError> {
-        Ok(self.run(plan, Wanted::Logits)?.into_iter().map(|g| g.logits).collect())
+        let level = self.level;
+        let parts = self.pass(plan, |chunk, scratch| {
+            let pass = Pass { level, model: chunk.model, kv: chunk.kv };
+            // SAFETY: `pass` checked the plan whose chunks these are.
+            unsafe { pass.logits(chunk.rows, scratch) }
+        })?;
+        let mut all: Vec<Vec<_>> = plan.groups.iter().map(|_| Vec::new()).collect();
+        for (group, rows) in parts {
+            all[group].extend(rows);
+        }
+        Ok(all)
     }
 }
-
-#[cfg(test)]
-mod tests;

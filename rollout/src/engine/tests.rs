@@ -341,7 +341,7 @@ fn the_cpu_backend_draws_the_same_with_and_without_company() {
         .map(|id| request(id, 0, (0..9 + id as u32 % 3 * 8).map(|t| t * 3 % 60).collect(), 12))
         .collect();
     let run = |requests: &[Request], blocks: u32, batch: u32| {
-        let backend = parl_kernels::cpu::CpuBackend::new(parl_kernels::cpu::Level::detect(), 2).unwrap();
+        let backend = parl_kernels::cpu::CpuBackend::default();
         let config =
             EngineConfig { block_tokens: 4, kv_blocks: blocks, max_batch_tokens: batch, max_running: 32 };
         let mut engine = Engine::new(Box::new(backend), config).unwrap();

@@ -79,7 +79,7 @@ fn the_engine_and_the_learner_agree() {
         let shape = shape(bias, norm, tied);
         let mut learner = learner(&shape, 1);
         for level in Level::available() {
-            let mut backend = CpuBackend::new(level, 1).unwrap();
+            let mut backend = CpuBackend::new(level);
             backend.reserve_kv(16, 8).unwrap();
             backend.install(SetId(0), learner.lease().unwrap()).unwrap();
             for sample in samples(&shape, 9) {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use parl_kernels::backend::SetId;
-use parl_kernels::cpu::{CpuBackend, Level};
+use parl_kernels::cpu::CpuBackend;
 use parl_rollout::RolloutError;
 use parl_rollout::config::PolicyConfig;
 use parl_rollout::engine::Engine;
@@ -81,9 +81,7 @@ fn local(
     orchestrator: Option<&PolicyConfig>,
     subagent: Option<&PolicyConfig>,
 ) -> Result<Local, TrainerError> {
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let backend = CpuBackend::new(Level::detect(), threads).map_err(RolloutError::from)?;
-    let mut engine = Engine::new(Box::new(backend), config.rollout.engine.clone())?;
+    let mut engine = Engine::new(Box::new(CpuBackend::default()), config.rollout.engine.clone())?;
     let rollout = &config.rollout;
     let limits = [rollout.orchestrator.max_context_tokens, rollout.subagent.max_context_tokens];
     let mut seats: Vec<SeatDraw> = Vec::new();

@@ -79,6 +79,34 @@ pub fn samples(
     Ok(samples)
 }
 
+/// Demonstrations of held-out tasks by what they show, every word of theirs counted: to see what is mastered.
+///
+/// # Errors
+/// As [`samples`].
+pub fn probes(
+    sft: &SftConfig,
+    environment: &Environment,
+    tasks: u32,
+) -> Result<Vec<(&'static str, Sample)>, TrainerError> {
+    let mut probes = Vec::new();
+    for (script, name) in [(Script::Serial, "alone"), (Script::Parallel, "together")] {
+        let mut policy = crate::run::seats::experts(environment, script);
+        for record in run(sft, environment, policy.as_mut(), environment.heldout_specs(tasks))? {
+            let name = if record.task_kind == TaskKind::Deep { "deep" } else { name };
+            if script == Script::Parallel && record.task_kind == TaskKind::Deep {
+                continue;
+            }
+            let mut branches = record.branches.iter().take(2).map(sample);
+            probes.extend(branches.next().map(|mut s| {
+                leave_habit_out(&environment.dialect, &mut s);
+                (name, s)
+            }));
+            probes.extend(branches.next().map(|s| ("sub-agent", s)));
+        }
+    }
+    Ok(probes)
+}
+
 fn run(
     sft: &SftConfig,
     environment: &Environment,

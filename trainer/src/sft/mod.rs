@@ -3,6 +3,7 @@
 mod demonstrations;
 pub mod model_dir;
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
@@ -118,6 +119,31 @@ impl SftConfig {
     }
 }
 
+/// Held-out tasks that progress is probed on.
+const PROBED_TASKS: u32 = 40;
+
+/// By kind of demonstration: the share whose every word was likelier than not given the words before it, and the mean
+/// loss of a word in nats.
+fn mastered(learner: &Learner, probes: &[(&'static str, Sample)]) -> Result<String, TrainerError> {
+    let samples: Vec<Sample> = probes.iter().map(|(_, s)| s.clone()).collect();
+    let log_probs = learner.log_probs(&samples)?;
+    let mut kinds: BTreeMap<&str, (usize, usize, f64, usize)> = BTreeMap::new();
+    for ((name, _), words) in probes.iter().zip(log_probs) {
+        let kind = kinds.entry(name).or_default();
+        let whole = words.iter().all(|l| f64::from(*l) > -std::f64::consts::LN_2);
+        *kind = (
+            kind.0 + usize::from(whole),
+            kind.1 + 1,
+            kind.2 - words.iter().map(|l| f64::from(*l)).sum::<f64>(),
+            kind.3 + words.len(),
+        );
+    }
+    let text = |(name, (whole, n, loss, words)): (&&str, &(usize, usize, f64, usize))| {
+        format!("{name} {:.0}% ({:.3})", 100.0 * *whole as f64 / *n as f64, loss / (*words).max(1) as f64)
+    };
+    Ok(kinds.iter().map(text).collect::<Vec<_>>().join(", "))
+}
+
 /// Makes a warm start and writes it as a Hugging Face folder.
 ///
 /// # Errors
@@ -140,6 +166,7 @@ pub fn run(config: &Config, folder: &Path, out: &mut dyn Write) -> Result<(), Tr
     learner.micro_batch_tokens = sft.micro_batch_tokens as usize;
     let started = Instant::now();
     let mut tokens = 0;
+    let probes = demonstrations::probes(sft, &environment, PROBED_TASKS)?;
     let closed = |e: std::io::Error| parl_rollout::RolloutError::Io {
         path: "output".into(),
         action: "cannot write",
@@ -162,6 +189,9 @@ pub fn run(config: &Config, folder: &Path, out: &mut dyn Write) -> Result<(), Tr
                 tokens as f64 / seconds
             )
             .map_err(closed)?;
+        }
+        if (step + 1) % 100 == 0 || step + 1 == sft.steps {
+            writeln!(out, "    mastered: {}", mastered(&learner, &probes)?).map_err(closed)?;
         }
     }
     model_dir::write(
