@@ -102,6 +102,31 @@ pub fn publish(partial: &Path, path: &Path) -> Result<(), RolloutError> {
     sync_dir(folder_of(path))
 }
 
+/// Removes a file or folder of a run that nothing refers to any more; one that is not there is no fault.
+///
+/// # Errors
+/// [`RolloutError::Io`].
+pub fn remove(path: &Path) -> Result<(), RolloutError> {
+    let removed = match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
+        _ => fs::remove_file(path),
+    };
+    removed.map_err(failed(path, "cannot remove"))?;
+    sync_dir(folder_of(path))
+}
+
+/// Lets the link at `path` point to `target`, a name in the same folder: a reader sees the old link or the new one.
+///
+/// # Errors
+/// [`RolloutError::Io`].
+pub fn point(path: &Path, target: &str) -> Result<(), RolloutError> {
+    let partial = temporary(path);
+    remove(&partial)?;
+    std::os::unix::fs::symlink(target, &partial).map_err(failed(&partial, "cannot link"))?;
+    publish(&partial, path)
+}
+
 /// Moves a file or folder of a run to another place on the same disk.
 ///
 /// # Errors

@@ -61,9 +61,10 @@ pub struct RunArgs {
     /// Folder of the run, in the place of `run.dir`/`run.name`.
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
-    /// Go on with the run in the folder.
-    #[arg(long, conflicts_with = "clean")]
-    pub resume: bool,
+    /// Go on with the run in the folder, from its newest checkpoint that is whole (`auto`) or from the one named.
+    #[arg(long, conflicts_with = "clean", value_name = "auto|CHECKPOINT", num_args = 0..=1, require_equals = true,
+          default_missing_value = "auto")]
+    pub resume: Option<String>,
     /// Remove the run in the folder first.
     #[arg(long)]
     pub clean: bool,
@@ -92,6 +93,9 @@ pub struct EvalArgs {
     /// A script in the orchestrator's seat: serial, parallel, human, spammer, random.
     #[arg(long, value_parser = script)]
     pub policy: Option<Script>,
+    /// A checkpoint (or a run, of which the newest is taken) whose model sits in the orchestrator's seat.
+    #[arg(long, value_name = "DIR", conflicts_with = "policy")]
+    pub checkpoint: Option<PathBuf>,
     /// Held-out tasks.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
     pub tasks: u32,

@@ -3,6 +3,7 @@
 // clippy.toml: tests write and damage files as they like.
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
+pub mod checkpoint;
 pub mod cli;
 pub mod config;
 mod error;

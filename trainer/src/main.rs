@@ -1,11 +1,14 @@
 //! `trainer`: reads the command line, hands over, turns errors into exit codes.
 
 use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use parl_rollout::config::PolicyConfig;
 use parl_trainer::TrainerError;
+use parl_trainer::checkpoint;
 use parl_trainer::cli::{Cli, Command, ConfigCommand, EvalArgs, Layers, RunArgs, normalise};
 use parl_trainer::config::{self, Config, Loaded};
 use parl_trainer::run::environment::Environment;
@@ -73,21 +76,27 @@ fn run_command(args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         Environment::new(&loaded.config).map_err(TrainerError::from)?;
         return print_json(out, &loaded.config);
     }
-    let used = match (args.resume, args.clean) {
-        (true, _) => Used::Resume,
+    let used = match (&args.resume, args.clean) {
+        (Some(_), _) => Used::Resume,
         (_, true) => Used::Clean,
         _ => Used::Refuse,
     };
+    let checkpoint = args.resume.as_ref().filter(|from| *from != "auto").map(PathBuf::from);
     let terminal = io::stdout().is_terminal() && io::stderr().is_terminal();
-    Ok(run(&loaded, &Options { folder: args.run_dir.clone(), used, terminal }, out)?)
+    Ok(run(&loaded, &Options { folder: args.run_dir.clone(), used, checkpoint, terminal }, out)?)
 }
 
 fn eval_command(args: &EvalArgs, out: &mut dyn Write) -> anyhow::Result<()> {
-    let config = load(&args.layers)?.config;
+    let mut config = load(&args.layers)?.config;
+    if let Some(path) = &args.checkpoint {
+        let model = checkpoint::model_in(path)?;
+        config.rollout.orchestrator.policy = with_model(&config.rollout.orchestrator.policy, &model);
+    }
     let environment = Environment::new(&config).map_err(TrainerError::from)?;
-    let (name, mut policy) = match args.policy {
-        Some(script) => (script.name(), scripted(&environment, script, &config)?),
-        None => ("the config's policy", configured(&environment, &config)?),
+    let (name, mut policy) = match (args.policy, &args.checkpoint) {
+        (Some(script), _) => (script.name(), scripted(&environment, script, &config)?),
+        (None, None) => ("the config's policy", configured(&environment, &config)?.policy),
+        (None, Some(_)) => ("the checkpoint", configured(&environment, &config)?.policy),
     };
     let summary = evaluate(&config, &environment, policy.as_mut(), args.tasks, args.lift_budget)?;
     if args.json {
@@ -95,6 +104,15 @@ fn eval_command(args: &EvalArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     }
     let rows = [Row { name: name.to_owned(), summary }];
     Ok(print_table(out, "held-out tasks", &rows)?)
+}
+
+/// A seat's policy with another model in it, at the temperature that the config gives.
+fn with_model(policy: &PolicyConfig, model: &Path) -> PolicyConfig {
+    let temperature = match policy {
+        PolicyConfig::Local { temperature, .. } => *temperature,
+        PolicyConfig::Scripted { .. } => 1.0,
+    };
+    PolicyConfig::Local { model: model.display().to_string(), temperature }
 }
 
 fn print_json(out: &mut dyn Write, value: &impl serde::Serialize) -> anyhow::Result<()> {

@@ -73,6 +73,18 @@ impl Engine {
         Ok(report)
     }
 
+    /// Gives back the lease on a set; nothing of it may be under way, and nothing of it is served until it is
+    /// installed again.
+    pub fn release(&mut self, set: SetId) {
+        self.backend.release(set);
+        self.max_positions.remove(&set);
+    }
+
+    /// Drops a set's cached prefixes; those that sequences hold stay.
+    pub fn forget(&mut self, set: SetId) {
+        self.scheduler.forget(set);
+    }
+
     /// The version of a set.
     pub fn version(&self, set: SetId) -> Option<u64> {
         self.scheduler.version(set)

@@ -72,6 +72,11 @@ impl Scheduler {
         }
     }
 
+    /// Drops a set's cached prefixes.
+    pub fn forget(&mut self, set: SetId) {
+        self.blocks.forget(set);
+    }
+
     pub fn version(&self, set: SetId) -> Option<u64> {
         self.versions.get(&set).copied()
     }

@@ -132,4 +132,22 @@ impl Policy for Local {
         self.engine.install(set, weights)?;
         Ok(())
     }
+
+    fn give_back(&mut self, seat: Seat) {
+        let set = self.seat(seat).set;
+        self.engine.release(set);
+    }
+
+    fn forget(&mut self) {
+        for set in [self.orchestrator.set, self.subagent.set] {
+            self.engine.forget(set);
+        }
+    }
+
+    fn set_temperature(&mut self, seat: Seat, temperature: f32) {
+        match seat {
+            Seat::Orchestrator => self.orchestrator.temperature = temperature,
+            Seat::Subagent => self.subagent.temperature = temperature,
+        }
+    }
 }

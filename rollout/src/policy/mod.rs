@@ -78,4 +78,14 @@ pub trait Policy: Send {
     fn publish(&mut self, _seat: Seat, _weights: WeightSet) -> Result<(), RolloutError> {
         Ok(())
     }
+
+    /// Gives back the lease on a seat's weights, so that they may be written; [`Policy::publish`] brings new ones.
+    /// Nothing may be under way.
+    fn give_back(&mut self, _seat: Seat) {}
+
+    /// Drops what is only kept to be faster (cached prefixes): what follows does not depend on what came before.
+    fn forget(&mut self) {}
+
+    /// Draws a seat's turns at another temperature from now on.
+    fn set_temperature(&mut self, _seat: Seat, _temperature: f32) {}
 }

@@ -45,4 +45,23 @@ impl Policy for Pair {
             Seat::Subagent => self.subagent.publish(seat, weights),
         }
     }
+
+    fn give_back(&mut self, seat: Seat) {
+        match seat {
+            Seat::Orchestrator => self.orchestrator.give_back(seat),
+            Seat::Subagent => self.subagent.give_back(seat),
+        }
+    }
+
+    fn forget(&mut self) {
+        self.orchestrator.forget();
+        self.subagent.forget();
+    }
+
+    fn set_temperature(&mut self, seat: Seat, temperature: f32) {
+        match seat {
+            Seat::Orchestrator => self.orchestrator.set_temperature(seat, temperature),
+            Seat::Subagent => self.subagent.set_temperature(seat, temperature),
+        }
+    }
 }

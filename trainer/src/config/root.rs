@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Issue, Validate};
+use crate::learner::config::LearnerConfig;
 use crate::sft::SftConfig;
 
 /// The run.
@@ -23,9 +24,21 @@ pub struct RunConfig {
     /// Training steps in all.
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub max_steps: u64,
+    /// A checkpoint is made after every so many steps, and at the end.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub checkpoint_every: u64,
+    /// Newest checkpoints that are kept; 0 keeps all.
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub keep_last: u32,
+    /// Stop cleanly after so many steps of this launch, to go on later; `null` goes to the end.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub stop_after_steps: Option<u64>,
     /// Held-out tasks of the table at the end; 0 leaves it out.
     #[schemars(range(min = 0, max = 1_000_000))]
     pub final_eval_tasks: u32,
+    /// Temperature of a local orchestrator on held-out tasks; `null` takes its training temperature.
+    #[schemars(range(min = 0.0, max = 100.0))]
+    pub eval_temperature: Option<f32>,
 }
 
 impl Default for RunConfig {
@@ -35,7 +48,11 @@ impl Default for RunConfig {
             dir: "runs".to_owned(),
             seed: 0,
             max_steps: 10,
+            checkpoint_every: 20,
+            keep_last: 2,
+            stop_after_steps: None,
             final_eval_tasks: 100,
+            eval_temperature: None,
         }
     }
 }
@@ -68,6 +85,8 @@ pub struct Config {
     pub rollout: RolloutConfig,
     /// Rewards.
     pub rewards: RewardsConfig,
+    /// The learner.
+    pub learner: LearnerConfig,
     /// The warm start (`trainer sft`).
     pub sft: SftConfig,
 }
@@ -78,8 +97,12 @@ impl Validate for Config {
             TasksConfig::Atlas(atlas) => atlas.validate(),
             TasksConfig::Dataset(dataset) => dataset.validate(),
         };
-        let sections =
-            [("tasks", tasks), ("rollout", self.rollout.validate()), ("rewards", self.rewards.issues())];
+        let sections = [
+            ("tasks", tasks),
+            ("rollout", self.rollout.validate()),
+            ("rewards", self.rewards.issues()),
+            ("learner", self.learner.issues()),
+        ];
         let mut issues: Vec<Issue> = sections
             .into_iter()
             .flat_map(|(section, faults)| {

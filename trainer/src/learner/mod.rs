@@ -3,11 +3,14 @@
 //! Each micro-batch is computed on one libtorch thread; gradients are summed in a fixed order. So the bits of an update
 //! depend neither on the number of workers nor on their luck.
 
+pub mod config;
 mod config_json;
 mod lease;
 mod model;
 mod objective;
 mod optimizer;
+mod qk_clip;
+mod state;
 mod step;
 mod weights;
 

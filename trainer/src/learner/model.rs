@@ -29,6 +29,16 @@ fn rotate(x: &Tensor, (cos, sin): &(Tensor, Tensor)) -> Tensor {
 /// Hidden states after the last norm: `tokens[B, T]` (right-padded) to `[B, T, hidden]`. Padding lies behind
 /// everything that is asked about, and attention is causal, so it needs no mask.
 pub(super) fn hidden(shape: &ModelShape, params: &Params, tokens: &Tensor) -> Tensor {
+    hidden_watched(shape, params, tokens, &mut |_, _, _| {})
+}
+
+/// As [`hidden`]; `watch` is shown each layer's queries and keys, `[B, heads, T, head_dim]`, as attention takes them.
+pub(super) fn hidden_watched(
+    shape: &ModelShape,
+    params: &Params,
+    tokens: &Tensor,
+    watch: &mut dyn FnMut(usize, &Tensor, &Tensor),
+) -> Tensor {
     let (b, t) = tokens.size2().unwrap_or((0, 0));
     let (heads, kv_heads, hd) = (shape.heads as i64, shape.kv_heads as i64, shape.head_dim as i64);
     let d = shape.hidden as i64;
@@ -51,6 +61,7 @@ pub(super) fn hidden(shape: &ModelShape, params: &Params, tokens: &Tensor) -> Te
         let (q, k) = (rotate(&q, &tables), rotate(&k, &tables));
         let spread = |x: &Tensor| x.repeat_interleave_self_int(heads / kv_heads, 1, None);
         let (k, v) = if heads == kv_heads { (k, v.shallow_clone()) } else { (spread(&k), spread(v)) };
+        watch(l, &q, &k);
         let attended =
             Tensor::scaled_dot_product_attention::<&Tensor>(&q, &k, &v, None, 0.0, true, None, false);
         let attended = attended.transpose(1, 2).reshape([b, t, heads * hd]);

@@ -5,32 +5,59 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::model::Params;
 
 /// AdamW's settings.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
 pub struct AdamW {
     /// Decay of the mean of gradients.
+    #[schemars(range(min = 0.0, max = 0.999_999))]
     pub beta1: f64,
     /// Decay of the mean of squared gradients.
+    #[schemars(range(min = 0.0, max = 0.999_999_9))]
     pub beta2: f64,
     /// Added to the root of the second mean.
+    #[schemars(range(min = 1e-20, max = 1.0))]
     pub eps: f64,
     /// Decoupled weight decay; norms and biases (one-dimensional) have none.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub weight_decay: f64,
 }
 
+impl Default for AdamW {
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0 }
+    }
+}
+
 /// Muon's settings.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
 pub struct Muon {
     /// Decay of the mean of gradients.
+    #[schemars(range(min = 0.0, max = 0.999_999))]
     pub momentum: f64,
     /// Decoupled weight decay.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub weight_decay: f64,
     /// Its learning rate over AdamW's.
+    #[schemars(range(min = 0.0, max = 1e6))]
     pub lr_factor: f64,
+    /// QK-Clip: attention logits above this have their query and key projections scaled down. `null` leaves it
+    /// out; it cannot be had with qk-norm, which bounds them itself.
+    #[schemars(range(min = 1.0, max = 1e6))]
+    pub qk_clip: Option<f64>,
+}
+
+impl Default for Muon {
+    fn default() -> Self {
+        Self { momentum: 0.95, weight_decay: 0.1, lr_factor: 1.0, qk_clip: Some(100.0) }
+    }
 }
 
 /// An optimizer with its state.
@@ -47,6 +74,11 @@ impl Optimizer {
     /// A fresh one; with `muon`, projections go by it.
     pub fn new(adamw: AdamW, muon: Option<Muon>) -> Self {
         Self { adamw, muon, steps: 0, state: BTreeMap::new() }
+    }
+
+    /// Largest attention logit that is left alone, if there is a bound.
+    pub(super) fn qk_clip(&self) -> Option<f64> {
+        self.muon.and_then(|muon| muon.qk_clip)
     }
 
     fn slot(&mut self, name: String, like: &Tensor) -> Tensor {

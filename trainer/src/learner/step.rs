@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::Weak;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use parl_kernels::shape::ModelShape;
@@ -12,7 +13,10 @@ use tch::{Device, Kind, Tensor};
 
 use super::model::{Params, hidden, log_probs};
 use super::objective::Tokens;
-use super::{LearnerError, Objective, Optimizer, guarded, lease};
+use super::{LearnerError, Objective, Optimizer, guarded, lease, qk_clip};
+
+/// Sequences on which attention logits are measured for QK-Clip.
+const WATCHED: usize = 4;
 
 /// One context to learn from.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -44,7 +48,13 @@ pub struct StepReport {
     pub mismatch_kl: f64,
     /// Largest |log π_learner − log π_engine|.
     pub mismatch_max: f64,
-    /// Tokens trained on.
+    /// Share of tokens whose ratio fell below the objective's bounds.
+    pub clipped_low: f64,
+    /// Share of tokens whose ratio rose above them.
+    pub clipped_high: f64,
+    /// Groups of attention heads that QK-Clip scaled down after the update.
+    pub qk_clipped: usize,
+    /// Tokens trained on; those of samples without an advantage are left out.
     pub trained_tokens: usize,
     /// Tokens computed, padding included.
     pub computed_tokens: usize,
@@ -73,6 +83,8 @@ struct Micro {
     entropy: f64,
     kl: f64,
     worst: f64,
+    outside: (f64, f64),
+    tokens: usize,
 }
 
 impl Learner {
@@ -131,7 +143,22 @@ impl Learner {
         Ok(set)
     }
 
-    /// One update.
+    /// Says whether the weights may be written.
+    pub(super) fn exclusive(&self) -> Result<(), LearnerError> {
+        if self.leases.iter().any(|lease| lease.strong_count() > 0) {
+            return Err(LearnerError::Samples(
+                "the weights are leased: give the lease back first".to_owned(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Other weights of the same shape.
+    pub(super) fn replace(&mut self, params: Params, version: u64) {
+        (self.params, self.version) = (params, version);
+    }
+
+    /// One update. `progress` is told of micro-batches done and in all.
     ///
     /// # Errors
     /// [`LearnerError::NotFinite`] when loss or gradient are no numbers, [`LearnerError::Samples`] for samples that do
@@ -141,16 +168,14 @@ impl Learner {
         samples: &[Sample],
         objective: Objective,
         lr: f64,
+        progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<StepReport, LearnerError> {
-        if self.leases.iter().any(|lease| lease.strong_count() > 0) {
-            return Err(LearnerError::Samples(
-                "the weights are leased: give the lease back first".to_owned(),
-            ));
-        }
+        self.exclusive()?;
         let started = Instant::now();
         self.check(samples)?;
         let weights = token_weights(samples, objective);
-        let batches = micro_batches(samples, self.micro_batch_tokens);
+        let batches = micro_batches(samples, self.micro_batch_tokens, objective);
+        let done = AtomicUsize::new(0);
         let shape = &self.shape;
         // Aliases share the memory but have gradients of their own; each worker is handed its own handles.
         let alias = |(name, p): (&String, &Tensor)| (name.clone(), p.detach().set_requires_grad(true));
@@ -159,7 +184,9 @@ impl Learner {
         let results: Vec<Result<Micro, LearnerError>> = self.workers.install(|| {
             work.into_par_iter()
                 .map(|(batch, leaves)| {
-                    guarded(|| backward(shape, leaves, samples, batch, &weights, objective))
+                    let micro = guarded(|| backward(shape, leaves, samples, batch, &weights, objective));
+                    progress(done.fetch_add(1, Ordering::Relaxed) + 1, batches.len());
+                    micro
                 })
                 .collect()
         });
@@ -172,6 +199,9 @@ impl Learner {
             report.entropy += micro.entropy;
             report.mismatch_kl += micro.kl;
             report.mismatch_max = report.mismatch_max.max(micro.worst);
+            report.clipped_low += micro.outside.0;
+            report.clipped_high += micro.outside.1;
+            report.trained_tokens += micro.tokens;
             for (name, grad) in micro.grads {
                 match grads.get_mut(&name) {
                     Some(sum) => *sum = &*sum + grad,
@@ -179,11 +209,16 @@ impl Learner {
                 }
             }
         }
-        report.trained_tokens = samples.iter().map(|s| s.mask.iter().filter(|m| **m).count()).sum();
         report.computed_tokens = batches.iter().map(|b| b.len() * longest(samples, b)).sum();
         let n = report.trained_tokens.max(1) as f64;
-        report.entropy /= n;
-        report.mismatch_kl /= n;
+        for mean in [
+            &mut report.entropy,
+            &mut report.mismatch_kl,
+            &mut report.clipped_low,
+            &mut report.clipped_high,
+        ] {
+            *mean /= n;
+        }
         let square = |g: &Tensor| g.to_kind(Kind::Double).square().sum(None).double_value(&[]);
         report.grad_norm = guarded(|| grads.values().map(square).sum::<f64>())?.sqrt();
         for (what, value) in [("the loss", report.loss), ("the gradient's norm", report.grad_norm)] {
@@ -200,6 +235,17 @@ impl Learner {
         let (optimizer, params) = (&mut self.optimizer, &self.params);
         let shape = &self.shape;
         guarded(|| optimizer.update(params, &grads, lr, &|name| shape.part_rows(name)))?;
+        if let Some(limit) = self.optimizer.qk_clip().filter(|_| !self.shape.qk_norm) {
+            let watched: Vec<Vec<i64>> = samples
+                .iter()
+                .take(WATCHED)
+                .map(|s| s.tokens.iter().map(|t| i64::from(*t)).collect())
+                .collect();
+            report.qk_clipped = guarded(|| {
+                let peaks = qk_clip::peaks(&self.shape, &self.params, &watched);
+                qk_clip::clip(&self.shape, &self.params, &peaks, limit)
+            })?;
+        }
         self.version += 1;
         report.seconds = started.elapsed().as_secs_f64();
         Ok(report)
@@ -278,9 +324,10 @@ fn longest(samples: &[Sample], batch: &[usize]) -> usize {
     batch.iter().map(|i| samples[*i].tokens.len()).max().unwrap_or(0)
 }
 
-/// Samples of like length together, up to a budget of padded tokens; samples without a trained token are left out.
-fn micro_batches(samples: &[Sample], budget: usize) -> Vec<Vec<usize>> {
-    let mut order: Vec<usize> = (0..samples.len()).filter(|i| samples[*i].mask.contains(&true)).collect();
+/// Samples of like length together, up to a budget of padded tokens; samples that ask for nothing are left out.
+fn micro_batches(samples: &[Sample], budget: usize, objective: Objective) -> Vec<Vec<usize>> {
+    let asks = |s: &Sample| s.mask.contains(&true) && (s.advantage != 0.0 || !objective.needs_advantage());
+    let mut order: Vec<usize> = (0..samples.len()).filter(|i| asks(&samples[*i])).collect();
     order.sort_by_key(|i| (std::cmp::Reverse(samples[*i].tokens.len()), *i));
     let mut batches: Vec<Vec<usize>> = Vec::new();
     for i in order {
@@ -356,13 +403,17 @@ fn backward(
     let loss = objective.loss(&tokens);
     loss.backward();
     let number = |t: &Tensor| t.to_kind(Kind::Double).sum(None).double_value(&[]);
-    let (kl, worst) = tch::no_grad(|| {
+    let (kl, worst, outside) = tch::no_grad(|| {
         let log_ratio = (&logp - &places.old).to_kind(Kind::Double);
         let kl = log_ratio.exp() - 1.0 - &log_ratio;
-        (number(&kl), log_ratio.abs().max().double_value(&[]))
+        let outside = objective.log_bounds().map_or((0.0, 0.0), |(low, high)| {
+            (number(&log_ratio.lt(low)), number(&log_ratio.gt(high)))
+        });
+        (number(&kl), log_ratio.abs().max().double_value(&[]), outside)
     });
+    let tokens = logp.numel();
     let grads = leaves.into_iter().map(|(name, leaf)| (name, leaf.grad())).filter(|(_, g)| g.defined());
-    Micro { loss: number(&loss.detach()), entropy: number(&entropy), kl, worst, grads: grads.collect() }
+    Micro { loss: number(&loss.detach()), entropy: number(&entropy), kl, worst, outside, tokens, grads: grads.collect() }
 }
 
 /// A tensor's elements.

@@ -38,7 +38,7 @@ fn params(shape: &ModelShape) -> std::collections::HashMap<String, Tensor> {
 
 fn learner(shape: &ModelShape, threads: usize) -> Learner {
     let adamw = AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1 };
-    let muon = Muon { momentum: 0.95, weight_decay: 0.1, lr_factor: 1.0 };
+    let muon = Muon { qk_clip: None, ..Muon::default() };
     let optimizer = Optimizer::new(adamw, shape.qk_norm.then_some(muon));
     let mut learner = Learner::new(shape.clone(), params(shape), optimizer, threads).unwrap();
     learner.micro_batch_tokens = 40;
@@ -165,8 +165,8 @@ fn same_bits(shape: &ModelShape) {
     let (mut one, mut two) = (learner(shape, 1), learner(shape, 2));
     let samples = recorded(&one, 20);
     for _ in 0..3 {
-        let a = one.train_step(&samples, K25, 1e-3).unwrap();
-        let b = two.train_step(&samples, K25, 1e-3).unwrap();
+        let a = one.train_step(&samples, K25, 1e-3, &|_, _| {}).unwrap();
+        let b = two.train_step(&samples, K25, 1e-3, &|_, _| {}).unwrap();
         assert_eq!((a.loss.to_bits(), a.grad_norm.to_bits()), (b.loss.to_bits(), b.grad_norm.to_bits()));
     }
     assert_eq!(bits(&one), bits(&two));
@@ -178,7 +178,7 @@ fn recorded_log_probs_match_before_an_update_and_better_ones_follow() {
     let shape = shape(false, false, true);
     let mut learner = learner(&shape, 2);
     let samples = recorded(&learner, 16);
-    let first = learner.train_step(&samples, K25, 3e-3).unwrap();
+    let first = learner.train_step(&samples, K25, 3e-3, &|_, _| {}).unwrap();
     assert!(first.mismatch_kl.abs() < 1e-9 && first.mismatch_max < 1e-5, "{first:?}");
     let before = learner.log_probs(&samples).unwrap();
     for (sample, after) in samples.iter().zip(before).filter(|(s, _)| s.advantage.abs() > 0.5) {
@@ -188,7 +188,7 @@ fn recorded_log_probs_match_before_an_update_and_better_ones_follow() {
     }
     let mut losses = Vec::new();
     for _ in 0..30 {
-        losses.push(learner.train_step(&samples, Objective::Sft, 1e-2).unwrap().loss);
+        losses.push(learner.train_step(&samples, Objective::Sft, 1e-2, &|_, _| {}).unwrap().loss);
     }
     assert!(losses[29] < losses[0] * 0.5, "{losses:?}");
 }
@@ -198,23 +198,23 @@ fn a_refused_step_changes_nothing() {
     let shape = shape(false, false, true);
     let mut learner = learner(&shape, 2);
     let samples = recorded(&learner, 8);
-    learner.train_step(&samples, K25, 1e-3).unwrap();
+    learner.train_step(&samples, K25, 1e-3, &|_, _| {}).unwrap();
     let before = bits(&learner);
     let mut bad = samples.clone();
     bad[3].advantage = f32::NAN;
-    assert!(matches!(learner.train_step(&bad, K25, 1e-3), Err(LearnerError::NotFinite { .. })));
+    assert!(matches!(learner.train_step(&bad, K25, 1e-3, &|_, _| {}), Err(LearnerError::NotFinite { .. })));
     let mut far = samples.clone();
     // e^(logp - old) is beyond f32: the loss of GRPO is infinite.
     let mask = far[0].mask.clone();
     far[0].logprobs.iter_mut().zip(&mask).filter(|(_, m)| **m).for_each(|(l, _)| *l = -1e4);
     far[0].advantage = -1.0;
     let grpo = Objective::Grpo { clip_low: 0.2, clip_high: 0.28 };
-    assert!(matches!(learner.train_step(&far, grpo, 1e-3), Err(LearnerError::NotFinite { .. })));
+    assert!(matches!(learner.train_step(&far, grpo, 1e-3, &|_, _| {}), Err(LearnerError::NotFinite { .. })));
     let lease = learner.lease().unwrap();
-    assert!(learner.train_step(&samples, K25, 1e-3).unwrap_err().to_string().contains("leased"));
+    assert!(learner.train_step(&samples, K25, 1e-3, &|_, _| {}).unwrap_err().to_string().contains("leased"));
     drop(lease);
     assert_eq!(bits(&learner), before);
-    learner.train_step(&samples, K25, 1e-3).unwrap();
+    learner.train_step(&samples, K25, 1e-3, &|_, _| {}).unwrap();
     assert_ne!(bits(&learner), before);
 }
 
@@ -236,5 +236,78 @@ fn weights_go_to_disk_and_back() {
         assert!(import(&shape, &bytes[..bytes.len() - 1]).is_err() && import(&shape, b"x").is_err());
         let more = ModelShape { layers: 1, ..shape };
         assert!(import(&more, &bytes).unwrap_err().to_string().contains("tensors, the model has"));
+    }
+}
+
+#[test]
+fn a_saved_state_goes_on_with_the_same_bits() {
+    let shape = shape(true, true, false);
+    let mut whole = learner(&shape, 2);
+    let samples = recorded(&whole, 12);
+    for _ in 0..2 {
+        whole.train_step(&samples, K25, 1e-3, &|_, _| {}).unwrap();
+    }
+    let saved = whole.save().unwrap();
+    let mut resumed = Learner::new(shape.clone(), initial(&shape, 99), muon(), 1).unwrap();
+    resumed.micro_batch_tokens = whole.micro_batch_tokens;
+    resumed.restore(&saved).unwrap();
+    assert_eq!(resumed.version(), 2);
+    assert_eq!(resumed.save().unwrap(), saved);
+    for learner in [&mut whole, &mut resumed] {
+        learner.train_step(&samples, K25, 1e-3, &|_, _| {}).unwrap();
+    }
+    assert_eq!(whole.save().unwrap(), resumed.save().unwrap());
+    // Without the optimizer's part it would go another way.
+    let mut forgetful = Learner::new(shape.clone(), initial(&shape, 99), muon(), 1).unwrap();
+    forgetful.restore(&saved).unwrap();
+    forgetful.optimizer = muon();
+    forgetful.train_step(&samples, K25, 1e-3, &|_, _| {}).unwrap();
+    assert_ne!(whole.save().unwrap(), forgetful.save().unwrap());
+}
+
+fn muon() -> Optimizer {
+    let adamw = AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1 };
+    Optimizer::new(adamw, Some(Muon { qk_clip: None, ..Muon::default() }))
+}
+
+#[test]
+fn a_state_that_does_not_fit_is_refused_by_name_and_changes_nothing() {
+    let shape = shape(true, true, false);
+    let mut learner = learner(&shape, 1);
+    let before = learner.save().unwrap();
+    let other = ModelShape { ffn: 48, ..shape.clone() };
+    let mut refused = |bytes: &[u8], wanted: &str| {
+        let error = learner.restore(bytes).unwrap_err().to_string();
+        assert!(error.contains(wanted), "{error}");
+        assert_eq!(learner.save().unwrap(), before);
+    };
+    refused(b"junk", "not a safetensors file");
+    refused(&before[..before.len() - 3], "not a safetensors file");
+    let wider = Learner::new(other.clone(), initial(&other, 1), muon(), 1).unwrap().save().unwrap();
+    refused(&wider, "is of shape");
+    let mut nan = before.clone();
+    let end = nan.len();
+    nan[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    refused(&nan, "is NaN at element");
+}
+
+#[test]
+fn qk_clip_brings_logits_down_to_the_bound_and_leaves_others_alone() {
+    for bias in [false, true] {
+        let shape = shape(bias, false, true);
+        let params = params(&shape);
+        let sequences = [vec![1i64, 5, 9, 2, 7, 30, 11], vec![4, 4, 8]];
+        let before = qk_clip::peaks(&shape, &params, &sequences);
+        let mut all: Vec<f64> = before.iter().flatten().copied().collect();
+        all.sort_by(f64::total_cmp);
+        // A bound that the largest group of the first layer alone passes: later layers see other inputs after it.
+        let limit = before[0].iter().copied().fold(f64::INFINITY, f64::min) + 1e-3;
+        let first_only = vec![before[0].clone()];
+        assert_eq!(qk_clip::clip(&shape, &params, &first_only, limit), 1);
+        let after = qk_clip::peaks(&shape, &params, &sequences);
+        for (b, a) in before[0].iter().zip(&after[0]) {
+            let wanted = b.min(limit);
+            assert!((a - wanted).abs() < 1e-4 * wanted.abs().max(1.0), "{b} became {a}, bound {limit}");
+        }
     }
 }

@@ -2,8 +2,10 @@
 
 use std::io::Write;
 
+use parl_rollout::config::PolicyConfig;
 use parl_rollout::policy::Policy;
 use parl_rollout::policy::scripted::Script;
+use parl_rollout::swarm::Seat;
 
 use super::environment::Environment;
 use super::rollout::run_batch;
@@ -15,7 +17,7 @@ use crate::error::TrainerError;
 const LIFTED: u32 = 100_000;
 
 /// A line of the table.
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Row {
     /// Whose figures.
     pub name: String,
@@ -40,9 +42,21 @@ pub fn evaluate(
         rules.orchestrator.max_turns = LIFTED;
     }
     let specs = environment.heldout_specs(n);
+    let temperatures = match (&config.rollout.orchestrator.policy, config.run.eval_temperature) {
+        (PolicyConfig::Local { temperature, .. }, Some(eval)) => Some((eval, *temperature)),
+        _ => None,
+    };
+    if let Some((eval, _)) = temperatures {
+        policy.set_temperature(Seat::Orchestrator, eval);
+    }
     // Rewards as of a step after every schedule: the task's own reward.
     let step = config.rewards.lambda_parallel.length().max(config.rewards.lambda_finish.length());
-    let batch = run_batch(config, environment, &rules, policy, &specs, step, &mut |_| {})?;
+    let batch = run_batch(config, environment, &rules, policy, &specs, step, &mut |_| {});
+    if let Some((_, training)) = temperatures {
+        policy.set_temperature(Seat::Orchestrator, training);
+    }
+    policy.forget();
+    let batch = batch?;
     Ok(Summary::of(&batch.records))
 }
 

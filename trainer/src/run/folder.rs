@@ -105,6 +105,15 @@ impl RunFolder {
         Ok(Self { path: path.to_owned(), attempt, _lock: lock })
     }
 
+    /// Name of the run, as its marker has it.
+    ///
+    /// # Errors
+    /// When the marker cannot be read.
+    pub fn run_id(&self) -> Result<String, TrainerError> {
+        let marker = read_json(&self.path.join(MARKER))?;
+        Ok(marker.get("run_id").and_then(Value::as_str).unwrap_or_default().to_owned())
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -137,9 +146,17 @@ fn remove_run(path: &Path) -> Result<(), TrainerError> {
 /// # Errors
 /// [`TrainerError::Rollout`] when the disk fails.
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), TrainerError> {
+    Ok(durable::write_atomic(path, json_text(value)?.as_bytes())?)
+}
+
+/// JSON for people, as all our files have it.
+///
+/// # Errors
+/// [`TrainerError::Internal`] for what JSON cannot say.
+pub fn json_text(value: &impl Serialize) -> Result<String, TrainerError> {
     let mut text = serde_json::to_string_pretty(value).map_err(|e| TrainerError::Internal(e.to_string()))?;
     text.push('\n');
-    Ok(durable::write_atomic(path, text.as_bytes())?)
+    Ok(text)
 }
 
 /// Reads a JSON file of ours.

@@ -6,14 +6,22 @@ use std::path::Path;
 use parl_rollout::durable::{self, Lines};
 use serde_json::{Map, Value, json};
 
+use super::learning::Learned;
 use super::rollout::Batch;
-use super::summary::Figures;
+use super::summary::Summary;
 use crate::config::Config;
 use crate::error::TrainerError;
 
-/// The line of a step.
-pub fn line(config: &Config, step: u64, batch: &Batch, attempt: u32) -> Map<String, Value> {
-    let all = Figures::of(batch.records.iter());
+/// The line of a step; `learned` is missing where a script sits in the orchestrator's seat.
+pub fn line(
+    config: &Config,
+    step: u64,
+    batch: &Batch,
+    learned: Option<&Learned>,
+    attempt: u32,
+) -> Map<String, Value> {
+    let summary = Summary::of(&batch.records);
+    let all = summary.all;
     let lambdas = config.rewards.lambdas(step);
     let tokens: u64 = batch.records.iter().map(|r| r.prompt_tokens + r.completion_tokens).sum();
     let drawn: u64 = batch.records.iter().map(|r| r.completion_tokens).sum();
@@ -47,10 +55,38 @@ pub fn line(config: &Config, step: u64, batch: &Batch, attempt: u32) -> Map<Stri
         "parl/finish_rate": all.finish_rate,
         "parl/serial_frac": all.serial,
     });
-    match line {
+    let mut line = match line {
         Value::Object(map) => map,
         _ => Map::new(),
+    };
+    for (kind, figures) in &summary.by_kind {
+        line.insert(format!("success/{kind}/mean"), json!(figures.success));
+        line.insert(format!("parl/num_subagents/{kind}"), json!(figures.agents));
+        line.insert(format!("parl/critical_steps/{kind}"), json!(figures.critical_steps));
     }
+    let more = match learned {
+        None => json!({}),
+        Some(Learned::Refused(why)) => json!({"optim/refused": why}),
+        Some(Learned::Updated(report)) => json!({
+            "loss/mean": report.loss,
+            "optim/lr": config.learner.lr_at(step),
+            "optim/grad_norm": report.grad_norm,
+            "optim/qk_clipped": report.qk_clipped,
+            "entropy/mean": report.entropy,
+            "mismatch_kl/mean": report.mismatch_kl,
+            "mismatch/max": report.mismatch_max,
+            "clip_frac/low": report.clipped_low,
+            "clip_frac/high": report.clipped_high,
+            "tokens/trained": report.trained_tokens,
+            "tokens/computed": report.computed_tokens,
+            "time/learn": report.seconds,
+            "perf/learn_throughput": report.computed_tokens as f64 / report.seconds.max(1e-9),
+        }),
+    };
+    if let Value::Object(more) = more {
+        line.extend(more);
+    }
+    line
 }
 
 /// Opens a run's metrics; lines of steps from `from` on are set aside first.

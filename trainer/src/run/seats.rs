@@ -16,18 +16,26 @@ use parl_rollout::policy::{Identity, Policy};
 use super::environment::Environment;
 use crate::config::Config;
 use crate::error::TrainerError;
-use crate::learner::{AdamW, Learner, Optimizer};
+use crate::learner::Learner;
 use crate::sft::model_dir;
 
 /// The trainable set is 0; the sub-agents' frozen one is 1.
 const ORCHESTRATOR: SetId = SetId(0);
 const SUBAGENT: SetId = SetId(1);
 
-/// The policy that the config seats.
+/// Who draws turns, and who learns from them.
+pub struct Seats {
+    /// Both seats.
+    pub policy: Box<dyn Policy>,
+    /// The orchestrator's learner, whose weights the policy leases; `None` when a script sits there.
+    pub learner: Option<Learner>,
+}
+
+/// The seats of the config.
 ///
 /// # Errors
 /// When a model cannot be read or does not fit the config.
-pub fn configured(environment: &Environment, config: &Config) -> Result<Box<dyn Policy>, TrainerError> {
+pub fn configured(environment: &Environment, config: &Config) -> Result<Seats, TrainerError> {
     seated(environment, config, &config.rollout.orchestrator.policy)
 }
 
@@ -40,7 +48,7 @@ pub fn scripted(
     script: Script,
     config: &Config,
 ) -> Result<Box<dyn Policy>, TrainerError> {
-    seated(environment, config, &PolicyConfig::Scripted { script })
+    Ok(seated(environment, config, &PolicyConfig::Scripted { script })?.policy)
 }
 
 /// Scripts in both seats, as demonstrations need them.
@@ -53,38 +61,41 @@ fn seated(
     environment: &Environment,
     config: &Config,
     orchestrator: &PolicyConfig,
-) -> Result<Box<dyn Policy>, TrainerError> {
+) -> Result<Seats, TrainerError> {
     let script = |script: Script| Box::new(Scripted::new(script, Arc::clone(&environment.dialect)));
     let subagent = &config.rollout.subagent.policy;
-    Ok(match (orchestrator, subagent) {
+    let seats = |policy: Box<dyn Policy>, learner| Ok(Seats { policy, learner });
+    match (orchestrator, subagent) {
         (PolicyConfig::Scripted { script: a }, PolicyConfig::Scripted { script: b }) => {
-            Box::new(Pair { orchestrator: script(*a), subagent: script(*b) })
+            seats(Box::new(Pair { orchestrator: script(*a), subagent: script(*b) }), None)
         }
-        (PolicyConfig::Scripted { script: a }, PolicyConfig::Local { .. }) => Box::new(Pair {
-            orchestrator: script(*a),
-            subagent: Box::new(local(environment, config, None, Some(subagent))?),
-        }),
-        (PolicyConfig::Local { .. }, PolicyConfig::Scripted { script: b }) => Box::new(Pair {
-            orchestrator: Box::new(local(environment, config, Some(orchestrator), None)?),
-            subagent: script(*b),
-        }),
+        (PolicyConfig::Scripted { script: a }, PolicyConfig::Local { .. }) => {
+            let (local, _) = local(environment, config, None, Some(subagent))?;
+            seats(Box::new(Pair { orchestrator: script(*a), subagent: Box::new(local) }), None)
+        }
+        (PolicyConfig::Local { .. }, PolicyConfig::Scripted { script: b }) => {
+            let (local, learner) = local(environment, config, Some(orchestrator), None)?;
+            seats(Box::new(Pair { orchestrator: Box::new(local), subagent: script(*b) }), learner)
+        }
         (PolicyConfig::Local { .. }, PolicyConfig::Local { .. }) => {
-            Box::new(local(environment, config, Some(orchestrator), Some(subagent))?)
+            let (local, learner) = local(environment, config, Some(orchestrator), Some(subagent))?;
+            seats(Box::new(local), learner)
         }
-    })
+    }
 }
 
-/// One engine for the seats that have a model.
+/// One engine for the seats that have a model, and the orchestrator's learner.
 fn local(
     environment: &Environment,
     config: &Config,
     orchestrator: Option<&PolicyConfig>,
     subagent: Option<&PolicyConfig>,
-) -> Result<Local, TrainerError> {
+) -> Result<(Local, Option<Learner>), TrainerError> {
     let mut engine = Engine::new(Box::new(CpuBackend::default()), config.rollout.engine.clone())?;
     let rollout = &config.rollout;
     let limits = [rollout.orchestrator.max_context_tokens, rollout.subagent.max_context_tokens];
     let mut seats: Vec<SeatDraw> = Vec::new();
+    let mut trained = None;
     for ((policy, set), (name, limit)) in [(orchestrator, ORCHESTRATOR), (subagent, SUBAGENT)]
         .into_iter()
         .zip(["orchestrator", "subagent"].into_iter().zip(limits))
@@ -113,15 +124,25 @@ fn local(
                 format!("{limit} is above the model's {} positions", read.shape.max_positions),
             );
         }
-        let idle = AdamW { beta1: 0.0, beta2: 0.0, eps: 1.0, weight_decay: 0.0 };
-        let mut holder = Learner::new(read.shape, read.params, Optimizer::new(idle, None), 1)?;
-        engine.install(set, holder.lease()?)?;
-        let identity =
-            Identity { name: format!("local:{}", &read.hash[..16]), trainable: set == ORCHESTRATOR };
+        let trainable = set == ORCHESTRATOR;
+        if trainable && read.shape.qk_norm && config.learner.muon.is_some_and(|muon| muon.qk_clip.is_some()) {
+            let message = format!("{model} has qk-norm, which QK-Clip cannot be had with: set it to null");
+            let key = "learner.muon.qk_clip".to_owned();
+            return Err(TrainerError::Rollout(RolloutError::Config { key, message }));
+        }
+        let mut learner =
+            Learner::new(read.shape, read.params, config.learner.optimizer(), config.learner.workers())?;
+        learner.grad_clip = config.learner.grad_clip;
+        learner.micro_batch_tokens = config.learner.micro_batch_tokens as usize;
+        engine.install(set, learner.lease()?)?;
+        let identity = Identity { name: format!("local:{}", &read.hash[..16]), trainable };
         seats.push(SeatDraw { set, temperature: *temperature, identity });
+        if trainable {
+            trained = Some(learner);
+        }
     }
     let mut seats = seats.into_iter();
     let first = seats.next().ok_or_else(|| TrainerError::Internal("no seat has a model".to_owned()))?;
     let second = seats.next().unwrap_or_else(|| first.clone());
-    Ok(Local::new(engine, first, second, environment.dialect.special().end, 0))
+    Ok((Local::new(engine, first, second, environment.dialect.special().end, 0), trained))
 }

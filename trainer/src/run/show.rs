@@ -18,6 +18,7 @@ struct Bars {
     all: MultiProgress,
     run: ProgressBar,
     rollout: ProgressBar,
+    learn: ProgressBar,
 }
 
 impl<'o> Show<'o> {
@@ -30,11 +31,13 @@ impl<'o> Show<'o> {
             };
             let rollout = all.add(ProgressBar::new(0));
             rollout.set_style(style("rollout {bar:40.cyan} {pos}/{len} episodes, tick {msg}"));
+            let learn = all.add(ProgressBar::new(0));
+            learn.set_style(style("learn   {bar:40.magenta} {pos}/{len} micro-batches"));
             let run = all.add(ProgressBar::new(steps));
             run.set_style(style("run     {bar:40.green} {pos}/{len} steps, {elapsed} gone, {eta} to go"));
             run.set_position(first_step);
             run.reset_eta();
-            Bars { all, run, rollout }
+            Bars { all, run, rollout, learn }
         });
         Self { out, bars }
     }
@@ -45,6 +48,17 @@ impl<'o> Show<'o> {
             bars.rollout.set_length(progress.total as u64);
             bars.rollout.set_position(progress.done as u64);
             bars.rollout.set_message(progress.ticks.to_string());
+        }
+    }
+
+    /// Tells of micro-batches done and in all, from whichever thread did them.
+    pub fn learning(&self) -> impl Fn(usize, usize) + Sync + 'static {
+        let bar = self.bars.as_ref().map(|bars| bars.learn.clone());
+        move |done, total| {
+            if let Some(bar) = &bar {
+                bar.set_length(total as u64);
+                bar.set_position(done as u64);
+            }
         }
     }
 
@@ -89,6 +103,7 @@ impl<'o> Show<'o> {
     pub fn finish(self) -> &'o mut dyn Write {
         if let Some(bars) = self.bars {
             bars.rollout.finish_and_clear();
+            bars.learn.finish_and_clear();
             bars.run.finish_and_clear();
         }
         self.out

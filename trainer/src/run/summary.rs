@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use parl_rollout::trajectory::record::EpisodeRecord;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Means over episodes. Shares and rewards are from 0 to 1; steps and agents are per episode.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Figures {
     /// Episodes that were scored.
     pub episodes: usize,
@@ -77,14 +77,14 @@ impl Figures {
 }
 
 /// Figures in all, by kind, and of wide and mixed tasks by number of items.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// Over all episodes.
     pub all: Figures,
     /// By kind of task.
-    pub by_kind: BTreeMap<&'static str, Figures>,
+    pub by_kind: BTreeMap<String, Figures>,
     /// Wide and mixed tasks, by band of n: `n<=6`, `n=7`, `n>=8`.
-    pub by_n: BTreeMap<&'static str, Figures>,
+    pub by_n: BTreeMap<String, Figures>,
 }
 
 impl Summary {
@@ -105,7 +105,7 @@ impl Summary {
             }
         }
         let figures = |groups: BTreeMap<&'static str, Vec<&EpisodeRecord>>| {
-            groups.into_iter().map(|(k, v)| (k, Figures::of(v.into_iter()))).collect()
+            groups.into_iter().map(|(k, v)| (k.to_owned(), Figures::of(v.into_iter()))).collect()
         };
         Self { all: Figures::of(records.iter()), by_kind: figures(kinds), by_n: figures(bands) }
     }

@@ -1,6 +1,6 @@
 //! The warm start: one model that knows the tools and the formats, as orchestrator and as sub-agent.
 
-mod demonstrations;
+pub mod demonstrations;
 pub mod model_dir;
 
 use std::collections::BTreeMap;
@@ -160,7 +160,7 @@ pub fn run(config: &Config, folder: &Path, out: &mut dyn Write) -> Result<(), Tr
         n => n as usize,
     };
     let adamw = AdamW { beta1: 0.9, beta2: 0.98, eps: 1e-8, weight_decay: 0.01 };
-    let muon = Muon { momentum: 0.95, weight_decay: 0.01, lr_factor: sft.muon_factor };
+    let muon = Muon { momentum: 0.95, weight_decay: 0.01, lr_factor: sft.muon_factor, qk_clip: None };
     let optimizer = Optimizer::new(adamw, (sft.muon_factor > 0.0).then_some(muon));
     let mut learner = Learner::new(shape.clone(), initial(&shape, config.run.seed), optimizer, threads)?;
     learner.micro_batch_tokens = sft.micro_batch_tokens as usize;
@@ -174,7 +174,7 @@ pub fn run(config: &Config, folder: &Path, out: &mut dyn Write) -> Result<(), Tr
     };
     for step in 0..sft.steps {
         let samples: Vec<Sample> = demonstrations::samples(config.run.seed, sft, &environment, step)?;
-        let report = learner.train_step(&samples, Objective::Sft, sft.lr_at(step))?;
+        let report = learner.train_step(&samples, Objective::Sft, sft.lr_at(step), &|_, _| {})?;
         tokens += samples.iter().map(|s| s.tokens.len()).sum::<usize>();
         if (step + 1) % 20 == 0 || step + 1 == sft.steps {
             let seconds = started.elapsed().as_secs_f64();

@@ -7,6 +7,21 @@ use tch::{Kind, Tensor};
 
 use super::Tokens;
 
+/// The report leaves the three open; these are this project's choice.
+pub(super) fn alpha() -> f64 {
+    0.8
+}
+
+/// See [`alpha`].
+pub(super) fn beta() -> f64 {
+    1.25
+}
+
+/// See [`alpha`].
+pub(super) fn tau() -> f64 {
+    1e-3
+}
+
 pub(super) fn loss(tokens: &Tokens<'_>, alpha: f64, beta: f64, tau: f64) -> Tensor {
     let log_ratio = tokens.logp - tokens.old;
     let inside = log_ratio.ge(alpha.ln()).logical_and(&log_ratio.le(beta.ln()));
