@@ -77,7 +77,10 @@ impl Manifest {
         for entry in &manifest.files {
             let inside = Path::new(&entry.path).components().all(|c| matches!(c, Component::Normal(_)));
             if !inside {
-                return Err(corrupt(NAME, format!("`{}` is not a path inside of the checkpoint", entry.path)));
+                return Err(corrupt(
+                    NAME,
+                    format!("`{}` is not a path inside of the checkpoint", entry.path),
+                ));
             }
             let (blake3, bytes) = durable::hash_file(&folder.join(&entry.path))?;
             if (bytes, &blake3) != (entry.bytes, &entry.blake3) {

@@ -139,10 +139,7 @@ impl Checkpoints {
         Manifest::of(&partial, &files)?.write(&partial)?;
         durable::publish(&partial, &path)?;
         durable::point(&self.root.join("latest"), &name(state.step))?;
-        durable::write_atomic(
-            &self.root.join("latest.txt"),
-            format!("{}\n", name(state.step)).as_bytes(),
-        )?;
+        durable::write_atomic(&self.root.join("latest.txt"), format!("{}\n", name(state.step)).as_bytes())?;
         if keep_last > 0 {
             let steps = self.steps()?;
             for step in steps.iter().rev().skip(keep_last as usize) {

@@ -127,7 +127,8 @@ fn what_a_crash_left_is_not_a_checkpoint() {
     // Another layout is refused by name.
     let path = checkpoints.path(3);
     fs::create_dir_all(&path).unwrap();
-    fs::write(path.join(STATE), serde_json::to_vec(&State { format: 9, ..State::new("r", 3, 0) }).unwrap()).unwrap();
+    fs::write(path.join(STATE), serde_json::to_vec(&State { format: 9, ..State::new("r", 3, 0) }).unwrap())
+        .unwrap();
     Manifest::of(&path, &[STATE.to_owned()]).unwrap().write(&path).unwrap();
     assert!(read(&path).unwrap_err().to_string().contains("its format is 9, this program reads 1"));
 }

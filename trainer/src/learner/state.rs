@@ -76,7 +76,9 @@ impl Learner {
             };
             if known.size() != dims {
                 let wanted = known.size();
-                return Err(refuse(format!("tensor `{name}` is of shape {dims:?}, the model's is {wanted:?}")));
+                return Err(refuse(format!(
+                    "tensor `{name}` is of shape {dims:?}, the model's is {wanted:?}"
+                )));
             }
             match (param, slot) {
                 (Some(param), _) => drop(params.insert(param.to_owned(), tensor)),

@@ -211,12 +211,9 @@ impl Learner {
         }
         report.computed_tokens = batches.iter().map(|b| b.len() * longest(samples, b)).sum();
         let n = report.trained_tokens.max(1) as f64;
-        for mean in [
-            &mut report.entropy,
-            &mut report.mismatch_kl,
-            &mut report.clipped_low,
-            &mut report.clipped_high,
-        ] {
+        for mean in
+            [&mut report.entropy, &mut report.mismatch_kl, &mut report.clipped_low, &mut report.clipped_high]
+        {
             *mean /= n;
         }
         let square = |g: &Tensor| g.to_kind(Kind::Double).square().sum(None).double_value(&[]);
@@ -406,14 +403,22 @@ fn backward(
     let (kl, worst, outside) = tch::no_grad(|| {
         let log_ratio = (&logp - &places.old).to_kind(Kind::Double);
         let kl = log_ratio.exp() - 1.0 - &log_ratio;
-        let outside = objective.log_bounds().map_or((0.0, 0.0), |(low, high)| {
-            (number(&log_ratio.lt(low)), number(&log_ratio.gt(high)))
-        });
+        let outside = objective
+            .log_bounds()
+            .map_or((0.0, 0.0), |(low, high)| (number(&log_ratio.lt(low)), number(&log_ratio.gt(high))));
         (number(&kl), log_ratio.abs().max().double_value(&[]), outside)
     });
     let tokens = logp.numel();
     let grads = leaves.into_iter().map(|(name, leaf)| (name, leaf.grad())).filter(|(_, g)| g.defined());
-    Micro { loss: number(&loss.detach()), entropy: number(&entropy), kl, worst, outside, tokens, grads: grads.collect() }
+    Micro {
+        loss: number(&loss.detach()),
+        entropy: number(&entropy),
+        kl,
+        worst,
+        outside,
+        tokens,
+        grads: grads.collect(),
+    }
 }
 
 /// A tensor's elements.

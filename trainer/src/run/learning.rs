@@ -40,11 +40,13 @@ pub fn samples(batch: &Batch) -> Vec<Sample> {
             groups.push(&record.group_id);
             groups.len() - 1
         });
+        // What came after the last drawn token bears on none; it may even be what no longer fitted the context.
+        let end = branch.loss_mask.iter().rposition(|drawn| *drawn).map_or(0, |last| last + 1);
         samples.push(Sample {
-            tokens: branch.token_ids.clone(),
-            mask: branch.loss_mask.clone(),
-            logprobs: branch.logprobs.clone(),
-            temperatures: temperatures(branch),
+            tokens: branch.token_ids[..end].to_vec(),
+            mask: branch.loss_mask[..end].to_vec(),
+            logprobs: branch.logprobs[..end].to_vec(),
+            temperatures: temperatures(branch)[..end].to_vec(),
             advantage: advantage as f32,
             group,
         });

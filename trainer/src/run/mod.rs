@@ -108,11 +108,8 @@ pub fn run(loaded: &Loaded<Config>, options: &Options, out: &mut dyn Write) -> R
 
     let steps = config.run.max_steps;
     let mut show = Show::new(out, options.terminal, first, steps);
-    let closed = |e: std::io::Error| RolloutError::Io {
-        path: "output".into(),
-        action: "cannot write",
-        source: e,
-    };
+    let closed =
+        |e: std::io::Error| RolloutError::Io { path: "output".into(), action: "cannot write", source: e };
     let greeting =
         format!("run {} in {}, from step {first} to {steps}", config.run.name, folder.path().display());
     show.line(&greeting).map_err(closed)?;

@@ -104,6 +104,10 @@ pub fn probes(
             probes.extend(branches.next().map(|s| ("sub-agent", s)));
         }
     }
+    let mut choices = Choices::new(u64::MAX, 0);
+    for _ in 0..tasks {
+        probes.push(("drill", drill(&environment.dialect, &mut choices)?));
+    }
     Ok(probes)
 }
 

@@ -21,6 +21,8 @@ use crate::run::environment::Environment;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SftConfig {
+    /// Folder of a model to go on from, whose sizes and tokenizer are then taken; `null` starts from nothing.
+    pub init: Option<String>,
     /// Updates.
     #[schemars(range(min = 1, max = 10_000_000))]
     pub steps: u64,
@@ -72,6 +74,7 @@ pub struct SftConfig {
 impl Default for SftConfig {
     fn default() -> Self {
         Self {
+            init: None,
             steps: 400,
             episodes_per_step: 64,
             parallel_share: 0.6,
@@ -153,8 +156,32 @@ pub fn run(config: &Config, folder: &Path, out: &mut dyn Write) -> Result<(), Tr
     let environment = Environment::new(config)?;
     let longest =
         config.rollout.orchestrator.max_context_tokens.max(config.rollout.subagent.max_context_tokens);
-    let shape = sft.shape(environment.dialect.vocab_size(), longest as usize);
-    shape.validate().map_err(parl_rollout::RolloutError::from)?;
+    let vocab = environment.dialect.vocab_size();
+    let (shape, params) = match &sft.init {
+        Some(model) => {
+            let read = model_dir::read(Path::new(model))?;
+            let refuse = |message: String| {
+                let key = "sft.init".to_owned();
+                TrainerError::Rollout(parl_rollout::RolloutError::Config { key, message })
+            };
+            if blake3::hash(&read.tokenizer).to_hex().as_str() != environment.dialect.hash() {
+                return Err(refuse(format!("the tokenizer of {model} is not that of the tasks")));
+            }
+            if (longest as usize) > read.shape.max_positions {
+                let positions = read.shape.max_positions;
+                return Err(refuse(format!(
+                    "contexts of {longest} tokens do not fit its {positions} positions"
+                )));
+            }
+            (read.shape, read.params)
+        }
+        None => {
+            let shape = sft.shape(vocab, longest as usize);
+            shape.validate().map_err(parl_rollout::RolloutError::from)?;
+            let params = initial(&shape, config.run.seed);
+            (shape, params)
+        }
+    };
     let threads = match sft.threads {
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         n => n as usize,
@@ -162,7 +189,7 @@ pub fn run(config: &Config, folder: &Path, out: &mut dyn Write) -> Result<(), Tr
     let adamw = AdamW { beta1: 0.9, beta2: 0.98, eps: 1e-8, weight_decay: 0.01 };
     let muon = Muon { momentum: 0.95, weight_decay: 0.01, lr_factor: sft.muon_factor, qk_clip: None };
     let optimizer = Optimizer::new(adamw, (sft.muon_factor > 0.0).then_some(muon));
-    let mut learner = Learner::new(shape.clone(), initial(&shape, config.run.seed), optimizer, threads)?;
+    let mut learner = Learner::new(shape.clone(), params, optimizer, threads)?;
     learner.micro_batch_tokens = sft.micro_batch_tokens as usize;
     let started = Instant::now();
     let mut tokens = 0;

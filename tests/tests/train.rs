@@ -1,0 +1,139 @@
+//! Training from outside: a run that was stopped and gone on with is bit for bit one that was not, and damaged
+//! checkpoints are found.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its fixtures too")]
+#![expect(clippy::disallowed_methods, reason = "clippy.toml: tests damage files as they like")]
+
+use std::fs;
+use std::path::Path;
+
+use parl_tests::{Folder, Outcome};
+use serde_json::Value;
+
+/// Short contexts keep an unskilled model's episodes short; word F1 against a long answer tells its babble apart.
+const TASKS: [&str; 3] = ["tasks.type=dataset", "tasks.tasks=tasks.jsonl", "tasks.corpus=corpus.jsonl"];
+const SMALL: [&str; 7] = [
+    "rollout.tasks_per_step=2",
+    "rollout.group_size=4",
+    "rollout.orchestrator.max_new_tokens=24",
+    "rollout.orchestrator.max_context_tokens=96",
+    "rollout.orchestrator.max_turns=2",
+    "rollout.subagent.policy={type: scripted, script: serial}",
+    "run.max_steps=4",
+];
+
+/// A folder with tasks and a tiny model that has learned little more than to end its turns.
+fn with_model() -> Folder {
+    let folder = Folder::new().unwrap();
+    let words =
+        "the is in of has and a record as we know with its for no none guild members start document note";
+    let row = |i: u32| {
+        format!("{{\"id\": \"t{i}\", \"prompt\": \"n{i}\", \"answer\": \"{words}\", \"metric\": \"f1\"}}\n")
+    };
+    folder.file("tasks.jsonl", &(1..20).map(row).collect::<String>()).unwrap();
+    folder.file("corpus.jsonl", "{\"doc_id\": \"1\", \"title\": \"t\", \"text\": \"x\"}\n").unwrap();
+    let small =
+        ["sft.steps=40", "sft.episodes_per_step=8", "sft.hidden=64", "sft.layers=1", "sft.drill_share=0.0"];
+    let made = folder.trainer(&[&["sft", "--out", "model"][..], &small, &TASKS].concat()).unwrap();
+    assert_eq!(made.code, 0, "{}", made.err);
+    folder
+}
+
+fn run(folder: &Folder, name: &str, more: &[&str]) -> Outcome {
+    let model = "rollout.orchestrator.policy={type: local, model: model, temperature: 1.0}";
+    let fixed = ["run", "--run-dir", name, model, "run.final_eval_tasks=0"];
+    folder.trainer(&[&fixed[..], &TASKS, &SMALL, more].concat()).unwrap()
+}
+
+/// The bytes of the weights and of the optimizer after `step` steps.
+fn state(run: &Path, step: u32) -> Vec<u8> {
+    fs::read(run.join(format!("checkpoints/step_{step:06}/trainer_state.safetensors"))).unwrap()
+}
+
+fn canonical(run: &Path) -> Vec<String> {
+    (0..4)
+        .map(|step| {
+            let path = run.join(format!("trajectories/v1/manifests/step_{step:06}.json"));
+            let manifest: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+            manifest["canonical_blake3"].as_str().unwrap().to_owned()
+        })
+        .collect()
+}
+
+#[test]
+fn a_run_interrupted_at_any_step_and_resumed_has_the_bits_of_one_that_was_not() {
+    let folder = with_model();
+    for objective in ["learner.muon={qk_clip: 100.0}", "learner.objective={type: grpo}"] {
+        let whole = run(&folder, "whole", &["--clean", objective, "learner.threads=2"]);
+        assert_eq!(whole.code, 0, "{}", whole.err);
+        let (bits, rows) = (state(&folder.join("whole"), 4), canonical(&folder.join("whole")));
+        let metrics = fs::read_to_string(folder.join("whole/metrics.jsonl")).unwrap();
+        let line: Value = serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
+        assert!(line["optim/grad_norm"].as_f64().unwrap() > 1e-3, "nothing to learn from: {line}");
+        assert!(line["mismatch_kl/mean"].as_f64().unwrap() < 1e-6, "{line}");
+        for at in 1..4 {
+            let stop = format!("run.stop_after_steps={at}");
+            let first = run(&folder, "parts", &["--clean", objective, &stop, "learner.threads=1"]);
+            assert!(first.code == 0 && first.out.contains(&format!("stopped after step {at}")), "{first:?}");
+            let second = run(&folder, "parts", &[objective, "--resume", "learner.threads=1"]);
+            assert_eq!(second.code, 0, "{}", second.err);
+            assert_eq!(state(&folder.join("parts"), 4), bits, "weights, stopped at {at}");
+            assert_eq!(canonical(&folder.join("parts")), rows, "rows, stopped at {at}");
+        }
+    }
+}
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over_and_a_run_without_a_whole_one_is_refused() {
+    let folder = with_model();
+    let first = run(&folder, "r", &["run.stop_after_steps=3", "run.checkpoint_every=1"]);
+    assert_eq!(first.code, 0, "{}", first.err);
+    let whole = run(&folder, "whole", &[]);
+    assert_eq!(whole.code, 0, "{}", whole.err);
+    let path = folder.join("r/checkpoints/step_000003/trainer_state.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+
+    let eval = ["eval", "--tasks", "2", "--checkpoint", "r/checkpoints/step_000003"];
+    let refused = folder.trainer(&eval).unwrap();
+    assert!(refused.code == 4 && refused.err.contains("the file is damaged"), "{refused:?}");
+
+    let resumed = run(&folder, "r", &["--resume"]);
+    assert_eq!(resumed.code, 0, "{}", resumed.err);
+    assert!(resumed.out.contains("passed over:") && resumed.out.contains("step_000003"), "{}", resumed.out);
+    assert!(resumed.out.contains("from step 2 to 4"), "{}", resumed.out);
+    assert_eq!(state(&folder.join("r"), 4), state(&folder.join("whole"), 4));
+    assert!(folder.join("r/quarantine/attempt_1/checkpoints/step_000003").is_dir());
+
+    // From one that is named; the log and the checkpoints after it are set aside.
+    let named = run(&folder, "r", &["--resume=r/checkpoints/step_000002"]);
+    assert!(named.code == 0 && named.out.contains("from step 2 to 4"), "{named:?}");
+    assert_eq!(state(&folder.join("r"), 4), state(&folder.join("whole"), 4));
+    assert!(folder.join("r/quarantine/attempt_2/checkpoints/step_000004").is_dir());
+    assert!(folder.join("r/quarantine/attempt_2/tokens/step_000003").is_dir());
+}
+
+#[test]
+fn a_greedy_orchestrator_cannot_be_trained() {
+    let folder = with_model();
+    let greedy = "rollout.orchestrator.policy.temperature=0.0";
+    let refused = run(&folder, "r", &[greedy]);
+    assert!(refused.code == 2 && refused.err.contains("temperature: 0 is greedy"), "{refused:?}");
+    assert!(!folder.join("r").exists());
+}
+
+#[test]
+fn eval_takes_a_run_s_newest_model() {
+    let folder = with_model();
+    assert_eq!(run(&folder, "r", &["run.max_steps=1"]).code, 0);
+    let eval = |of: &str| {
+        let fixed = ["eval", "--json", "--tasks", "3", "--checkpoint", of];
+        folder.trainer(&[&fixed[..], &TASKS, &SMALL].concat()).unwrap()
+    };
+    let (of_run, of_step) = (eval("r"), eval("r/checkpoints/latest"));
+    assert_eq!((of_run.code, &of_run.out), (0, &of_step.out), "{of_run:?}");
+    let summary: Value = serde_json::from_str(&of_run.out).unwrap();
+    assert_eq!(summary["all"]["episodes"], 3);
+}
