@@ -23,7 +23,8 @@ pub enum PolicyConfig {
     },
     /// A model on this machine.
     Local {
-        /// Its folder, as Hugging Face lays it out: config.json, model.safetensors, tokenizer.json.
+        /// Its folder, as Hugging Face lays it out: config.json, model.safetensors, tokenizer.json. In a config file
+        /// a relative path begins at that file's folder.
         model: String,
         /// Temperature of the draw.
         #[schemars(range(min = 0.0, max = 100.0))]

@@ -174,9 +174,10 @@ fn experts_are_told_apart_by_the_budget() {
     let lifted = figures(&["--policy", "serial", "--lift-budget"]);
     assert!(number(&parallel, "/all/success") > 0.98);
     assert!(number(&serial, "/all/success") < 0.75);
-    assert!(number(&serial, "/by_n/n>=8/success") < 0.05, "many items do not fit the budget alone");
+    assert!(number(&serial, "/by_n/wide n>=8/success") < 0.05, "many items do not fit the budget alone");
     assert!(number(&lifted, "/all/success") > 0.99);
-    let ratio = number(&lifted, "/by_n/n>=8/critical_steps") / number(&parallel, "/by_n/n>=8/critical_steps");
+    let ratio = number(&lifted, "/by_n/wide n>=8/critical_steps")
+        / number(&parallel, "/by_n/wide n>=8/critical_steps");
     assert!(ratio > 3.0, "{ratio}");
     assert!(number(&parallel, "/by_kind/deep/agents") < 1e-9);
 }

@@ -37,7 +37,7 @@ fn main() -> ExitCode {
                 // The reader had enough; that is no fault.
                 return ExitCode::SUCCESS;
             }
-            let _ = writeln!(io::stderr(), "trainer: {error:#}");
+            let _ = writeln!(io::stderr(), "trainer: {}", whole(&error));
             let code = error
                 .chain()
                 .find_map(|e| e.downcast_ref::<TrainerError>())
@@ -45,6 +45,15 @@ fn main() -> ExitCode {
             ExitCode::from(code)
         }
     }
+}
+
+/// An error and what caused it, in one line; a cause that the line tells already is not told again.
+fn whole(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |line, cause| match line.as_str() {
+        "" => cause,
+        told if told.contains(&cause) => line,
+        told => format!("{told}: {cause}"),
+    })
 }
 
 fn dispatch(command: Command, out: &mut dyn Write) -> anyhow::Result<()> {
@@ -67,7 +76,9 @@ fn dispatch(command: Command, out: &mut dyn Write) -> anyhow::Result<()> {
 
 fn load(layers: &Layers) -> Result<Loaded<Config>, TrainerError> {
     let files = layers.files.iter().map(|f| config::read_file(f)).collect::<Result<_, _>>()?;
-    Ok(config::load(files, &layers.overrides, &|name| std::env::var(name).ok())?)
+    let mut loaded = config::load(files, &layers.overrides, &|name| std::env::var(name).ok())?;
+    config::anchor_models(&mut loaded);
+    Ok(loaded)
 }
 
 fn run_command(args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<()> {

@@ -11,7 +11,7 @@ mod turn;
 mod vocabulary;
 
 pub use turn::{Call, ParsedTurn};
-pub use vocabulary::{SPECIAL_TOKENS, tokenizer_json};
+pub use vocabulary::{SPECIAL_TOKENS, frequent_words, tokenizer_json};
 
 use serde::{Deserialize, Serialize};
 use tokenizers::Tokenizer;

@@ -1,6 +1,6 @@
 //! The shipped dialect's `tokenizer.json`: 256 bytes, whole words, and the template's special tokens.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
@@ -19,6 +19,26 @@ pub const SPECIAL_TOKENS: [&str; 10] = [
     "<|thinking|>",
     "<|instant|>",
 ];
+
+/// The `n` most frequent words of `texts` that are not in `known`, likeliest first, equal ones by name: what
+/// [`tokenizer_json`] can spell with one id, behind a space or at a text's beginning.
+pub fn frequent_words<'t>(texts: impl Iterator<Item = &'t str>, n: usize, known: &[String]) -> Vec<String> {
+    let mut counts: HashMap<&str, usize> = HashMap::new();
+    for part in texts.flat_map(|text| text.split(char::is_whitespace)) {
+        let letters = part.bytes().take_while(|b| b.is_ascii_alphanumeric() || *b == b'_').count();
+        let mark = usize::from(letters == 0 && part.bytes().next().is_some_and(|b| b.is_ascii_punctuation()));
+        let word = &part[..letters.max(mark)];
+        if !word.is_empty() {
+            *counts.entry(word).or_default() += 1;
+        }
+    }
+    for word in known {
+        counts.remove(word.as_str());
+    }
+    let mut all: Vec<(&str, usize)> = counts.into_iter().collect();
+    all.sort_unstable_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
+    all.into_iter().take(n).map(|(word, _)| word.to_owned()).collect()
+}
 
 /// A `tokenizer.json` in which every word of `words` behind a space is one token, and everything else is spelt
 /// in bytes (byte-level BPE without merges; `ignore_merges` lets whole words through). Special tokens are added
@@ -109,5 +129,21 @@ mod tests {
             assert!(tokenizer_json(&[bad.to_owned()]).is_err(), "{bad:?}");
         }
         assert!(tokenizer_json(&["a".to_owned(), "a".to_owned()]).is_err());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_counted_as_the_splitter_cuts_them() {
+        let texts = ["Who is Pat? Pat, the Pat-man .", "is it . (is) n1"];
+        let words = frequent_words(texts.into_iter(), 4, &["is".to_owned()]);
+        assert_eq!(words, ["Pat", ".", "(", "Who"]);
+        let known = [&["is".to_owned()][..], &words].concat();
+        let dialect = crate::dialect::Dialect::of_words(&known).unwrap();
+        // `Pat` and its comma, which stands behind no space.
+        assert_eq!(dialect.encode_text("Who is Pat, .").unwrap().len(), 5);
     }
 }

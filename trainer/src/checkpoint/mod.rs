@@ -37,6 +37,8 @@ pub struct State {
     pub step: u64,
     /// Updates in a row that were refused because something was no number.
     pub refused_in_a_row: u32,
+    /// Who sat in the orchestrator's seat at the start, and who sits in the sub-agents': script or hash of weights.
+    pub policies: [String; 2],
     /// Program that wrote it.
     pub made_by: String,
     /// Vector level of the inference kernels; bits are promised on the same one.
@@ -45,12 +47,13 @@ pub struct State {
 
 impl State {
     /// The state of a run after `step` steps.
-    pub fn new(run_id: &str, step: u64, refused_in_a_row: u32) -> Self {
+    pub fn new(run_id: &str, step: u64, refused_in_a_row: u32, policies: [String; 2]) -> Self {
         Self {
             format: FORMAT,
             run_id: run_id.to_owned(),
             step,
             refused_in_a_row,
+            policies,
             made_by: concat!("parl ", env!("CARGO_PKG_VERSION")).to_owned(),
             cpu_level: parl_kernels::cpu::Level::best().name().to_owned(),
         }

@@ -6,6 +6,10 @@ use super::*;
 use crate::learner::{AdamW, Optimizer, initial};
 use parl_kernels::shape::ModelShape;
 
+fn state(step: u64, refused: u32) -> State {
+    State::new("r", step, refused, ["local:1".to_owned(), "scripted:serial".to_owned()])
+}
+
 fn learner(seed: u64) -> Learner {
     let shape = ModelShape {
         vocab: 20,
@@ -60,7 +64,7 @@ fn the_newest_whole_one_is_used_and_old_ones_go() {
     assert!(checkpoints.newest().unwrap().0.is_none());
     for step in [2, 4, 6] {
         let learner = learner(step);
-        checkpoints.write(&State::new("r", step, 1), Some(&learner), b"{}", 2).unwrap();
+        checkpoints.write(&state(step, 1), Some(&learner), b"{}", 2).unwrap();
     }
     assert_eq!(checkpoints.steps().unwrap(), [4, 6]);
     let root = scratch.0.join("checkpoints");
@@ -88,7 +92,7 @@ fn the_newest_whole_one_is_used_and_old_ones_go() {
 fn every_damage_is_found() {
     let scratch = Scratch::new("damage");
     let checkpoints = Checkpoints::new(&scratch.0);
-    checkpoints.write(&State::new("r", 1, 0), Some(&learner(1)), b"{}", 0).unwrap();
+    checkpoints.write(&state(1, 0), Some(&learner(1)), b"{}", 0).unwrap();
     let all = files(&checkpoints.path(1));
     assert_eq!(all.len(), 7, "{all:?}");
     for path in all {
@@ -114,21 +118,20 @@ fn every_damage_is_found() {
 fn what_a_crash_left_is_not_a_checkpoint() {
     let scratch = Scratch::new("crash");
     let checkpoints = Checkpoints::new(&scratch.0);
-    checkpoints.write(&State::new("r", 1, 0), None, b"{}", 0).unwrap();
+    checkpoints.write(&state(1, 0), None, b"{}", 0).unwrap();
     // A crash before the rename.
     let partial = scratch.0.join("checkpoints/step_000002.tmp");
     fs::create_dir_all(partial.join("hf")).unwrap();
     fs::write(partial.join("state.json"), "half").unwrap();
     assert_eq!(checkpoints.newest().unwrap().0.unwrap().state.step, 1);
-    checkpoints.write(&State::new("r", 2, 0), None, b"{}", 0).unwrap();
+    checkpoints.write(&state(2, 0), None, b"{}", 0).unwrap();
     assert!(!partial.exists());
     let newest = checkpoints.newest().unwrap().0.unwrap();
     assert_eq!((newest.state.step, newest.learner), (2, None));
     // Another layout is refused by name.
     let path = checkpoints.path(3);
     fs::create_dir_all(&path).unwrap();
-    fs::write(path.join(STATE), serde_json::to_vec(&State { format: 9, ..State::new("r", 3, 0) }).unwrap())
-        .unwrap();
+    fs::write(path.join(STATE), serde_json::to_vec(&State { format: 9, ..state(3, 0) }).unwrap()).unwrap();
     Manifest::of(&path, &[STATE.to_owned()]).unwrap().write(&path).unwrap();
     assert!(read(&path).unwrap_err().to_string().contains("its format is 9, this program reads 1"));
 }

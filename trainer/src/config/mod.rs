@@ -14,6 +14,7 @@ pub use source::{Origin, Origins};
 use std::fmt;
 use std::path::Path;
 
+use parl_rollout::config::PolicyConfig;
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -122,6 +123,29 @@ where
         .collect();
     lines.sort();
     Err(ConfigErrors(lines.into_iter().map(|l| l.1).collect()))
+}
+
+/// A model that a config file names by a relative path lies beside that file; one that the command line names, in the
+/// working folder.
+pub fn anchor_models(loaded: &mut Loaded<Config>) {
+    let rollout = &mut loaded.config.rollout;
+    for (key, policy) in [
+        ("rollout.orchestrator.policy.model", &mut rollout.orchestrator.policy),
+        ("rollout.subagent.policy.model", &mut rollout.subagent.policy),
+    ] {
+        if let PolicyConfig::Local { model, .. } = policy
+            && let Origin::File { file, .. } = origin_of(&loaded.origins, key)
+            && let Some(folder) = Path::new(&file).parent()
+        {
+            *model = folder.join(&*model).display().to_string();
+        }
+    }
+    if let Some(model) = &mut loaded.config.sft.init
+        && let Origin::File { file, .. } = origin_of(&loaded.origins, "sft.init")
+        && let Some(folder) = Path::new(&file).parent()
+    {
+        *model = folder.join(&*model).display().to_string();
+    }
 }
 
 /// The place of a key, or of the nearest key above it that somebody wrote.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parl_rollout::RolloutError;
 use parl_rollout::config::{PolicyConfig, RolloutConfig};
-use parl_rollout::dialect::{Dialect, tokenizer_json};
+use parl_rollout::dialect::{Dialect, frequent_words, tokenizer_json};
 use parl_rollout::durable;
 use parl_rollout::swarm::{EpisodeSpec, Rules, observation};
 use parl_rollout::tasks::atlas::{self, AtlasWorld};
@@ -55,20 +55,42 @@ pub fn vocabulary() -> Vec<String> {
     words
 }
 
+/// The words of a tokenizer made for the config's tasks.
+fn words_of(config: &Config, source: &dyn TaskSource) -> Vec<String> {
+    let mut words = vocabulary();
+    if let TasksConfig::Dataset(dataset) = &config.tasks {
+        let prompts: Vec<String> = (0..source.count(Split::Train).unwrap_or(0))
+            .map(|i| source.task(Split::Train, i).prompt)
+            .collect();
+        let pages = source.documents().iter().flat_map(|d| [d.title.as_str(), d.text.as_str()]);
+        let texts = pages.chain(prompts.iter().map(String::as_str));
+        words.extend(frequent_words(texts, dataset.vocabulary_words as usize, &words));
+    }
+    words
+}
+
 impl Environment {
     /// Makes the world or reads the data set, and indexes it.
     ///
     /// # Errors
     /// What the world, the data set or the index refuse.
     pub fn new(config: &Config) -> Result<Self, RolloutError> {
+        Self::with_tokenizer_of(config, model_folder(&config.rollout))
+    }
+
+    /// As [`Environment::new`], with the tokenizer of the model in `folder`, or one made for the tasks.
+    ///
+    /// # Errors
+    /// As [`Environment::new`].
+    pub fn with_tokenizer_of(config: &Config, folder: Option<&str>) -> Result<Self, RolloutError> {
         let source: Box<dyn TaskSource> = match &config.tasks {
             TasksConfig::Atlas(atlas) => Box::new(AtlasWorld::new(atlas)?),
             TasksConfig::Dataset(dataset) => Box::new(DatasetSource::open(dataset)?),
         };
         let tools = CorpusTools::new(source.documents(), config.rollout.search.top_k as usize)?;
-        let tokenizer_json = match model_folder(&config.rollout) {
+        let tokenizer_json = match folder {
             Some(folder) => durable::read(&Path::new(folder).join("tokenizer.json"))?,
-            None => tokenizer_json(&vocabulary())?.into_bytes(),
+            None => tokenizer_json(&words_of(config, source.as_ref()))?.into_bytes(),
         };
         let dialect = Arc::new(Dialect::from_json(&tokenizer_json)?);
         let rules = config.rollout.rules(tools.specs());

@@ -53,6 +53,7 @@ pub fn line(
         "parl/max_concurrency": concurrency as f64 / n,
         "parl/num_subagents": all.agents,
         "parl/finish_rate": all.finish_rate,
+        "parl/retry_rate": all.retry_rate,
         "parl/serial_frac": all.serial,
     });
     let mut line = match line {

@@ -34,7 +34,10 @@ use show::Show;
 use summary::Summary;
 
 /// Keys that may differ when a run is gone on with.
-pub const FREE_ON_RESUME: [&str; 6] = [
+pub const FREE_ON_RESUME: [&str; 8] = [
+    // Compared by the hash of the weights, not by the folder that they lie in.
+    "rollout.orchestrator.policy.model",
+    "rollout.subagent.policy.model",
     "run.max_steps",
     "run.checkpoint_every",
     "run.keep_last",
@@ -88,10 +91,12 @@ pub fn run(loaded: &Loaded<Config>, options: &Options, out: &mut dyn Write) -> R
         log_meta(config, &resolved, &environment, policy.as_ref(), folder.attempt),
     );
     let checkpoints = Checkpoints::new(folder.path());
+    let policies = [Seat::Orchestrator, Seat::Subagent].map(|seat| policy.identity(seat).name);
     let mut notes = Vec::new();
     let first = match options.used {
         Used::Resume => {
-            let resumed = resume(&folder, &resolved, &log, &checkpoints, options.checkpoint.as_deref())?;
+            let named = options.checkpoint.as_deref();
+            let resumed = resume(&folder, &resolved, &log, &checkpoints, named, &policies)?;
             notes = resumed.notes;
             if let (Some(learning), Some(checkpoint)) = (&mut learning, &resumed.checkpoint) {
                 put_back(learning, policy.as_mut(), checkpoint)?;
@@ -162,7 +167,7 @@ pub fn run(loaded: &Loaded<Config>, options: &Options, out: &mut dyn Write) -> R
         if done % config.run.checkpoint_every == 0 || done == stop {
             let refused = learning.as_ref().map_or(0, |learning| learning.refused_in_a_row);
             checkpoints.write(
-                &State::new(&config.run.name, done, refused),
+                &State::new(&config.run.name, done, refused, policies.clone()),
                 learning.as_ref().map(|learning| &learning.learner),
                 &environment.tokenizer_json,
                 config.run.keep_last,
@@ -234,6 +239,7 @@ fn resume(
     log: &TrajectoryLog,
     checkpoints: &Checkpoints,
     named: Option<&Path>,
+    policies: &[String; 2],
 ) -> Result<Resumed, TrainerError> {
     let old = read_json(&folder.path().join("config.resolved.json"))?;
     let differing: Vec<String> = differences(&old, resolved, &FREE_ON_RESUME)
@@ -253,10 +259,18 @@ fn resume(
     let mut notes: Vec<String> = faults.into_iter().map(|fault| format!("passed over: {fault}")).collect();
     let step = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.state.step);
     if let Some(checkpoint) = &checkpoint {
-        let (name, here) = (&checkpoint.path, State::new("", 0, 0));
+        let (name, here) = (&checkpoint.path, State::new("", 0, 0, policies.clone()));
         if folder.run_id()? != checkpoint.state.run_id {
             let message = format!("{} is of run {}", name.display(), checkpoint.state.run_id);
             return Err(TrainerError::Resume(message));
+        }
+        for ((seat, then), now) in
+            ["orchestrator", "subagent"].iter().zip(&checkpoint.state.policies).zip(policies)
+        {
+            if then != now {
+                let message = format!("rollout.{seat}.policy is {then} in the run and {now} now");
+                return Err(TrainerError::Resume(message));
+            }
         }
         for (what, then, now) in [
             ("written by", &checkpoint.state.made_by, &here.made_by),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use parl_rollout::trajectory::record::EpisodeRecord;
+use parl_rollout::trajectory::record::{AgentRecord, EpisodeRecord};
 use serde::{Deserialize, Serialize};
 
 /// Means over episodes. Shares and rewards are from 0 to 1; steps and agents are per episode.
@@ -20,6 +20,8 @@ pub struct Figures {
     pub finish_rate: f64,
     /// Mean r_finish over all episodes.
     pub r_finish: f64,
+    /// Share of failed assignments whose work was assigned again in a later stage; 0 where none failed.
+    pub retry_rate: f64,
     /// Mean reward.
     pub reward: f64,
     /// Mean critical steps.
@@ -39,6 +41,7 @@ impl Figures {
     pub fn of<'a>(records: impl Iterator<Item = &'a EpisodeRecord>) -> Self {
         let mut sum = Self::default();
         let mut assigned = 0usize;
+        let (mut failed, mut retried) = (0usize, 0usize);
         for (record, scored) in records.filter_map(|r| r.scored.as_ref().map(|s| (r, s))) {
             sum.episodes += 1;
             sum.success += f64::from(u8::from(scored.success));
@@ -51,6 +54,12 @@ impl Figures {
             sum.agents += f64::from(record.n_assigned);
             sum.serial += f64::from(u8::from(record.n_assigned == 0));
             sum.context_tokens += record.branches.first().map_or(0, |b| b.token_ids.len()) as f64;
+            for agent in record.agents.iter().filter(|a| a.stage.is_some() && !a.finished) {
+                failed += 1;
+                let same =
+                    |a: &&AgentRecord| a.assigned_prompt == agent.assigned_prompt && a.stage > agent.stage;
+                retried += usize::from(record.agents.iter().any(|a| same(&a)));
+            }
             if record.n_assigned > 0 {
                 assigned += 1;
                 sum.finish_rate += scored.r_finish;
@@ -72,6 +81,7 @@ impl Figures {
             *mean /= n;
         }
         sum.finish_rate /= assigned.max(1) as f64;
+        sum.retry_rate = retried as f64 / failed.max(1) as f64;
         sum
     }
 }
@@ -83,7 +93,7 @@ pub struct Summary {
     pub all: Figures,
     /// By kind of task.
     pub by_kind: BTreeMap<String, Figures>,
-    /// Wide and mixed tasks, by band of n: `n<=6`, `n=7`, `n>=8`.
+    /// Wide and mixed tasks, by kind and band of n: `wide n<=6`, `wide n=7`, `wide n>=8`, `mixed …`.
     pub by_n: BTreeMap<String, Figures>,
 }
 
@@ -92,7 +102,7 @@ impl Summary {
     pub fn of(records: &[EpisodeRecord]) -> Self {
         use parl_rollout::tasks::TaskKind;
         let mut kinds: BTreeMap<&'static str, Vec<&EpisodeRecord>> = BTreeMap::new();
-        let mut bands: BTreeMap<&'static str, Vec<&EpisodeRecord>> = BTreeMap::new();
+        let mut bands: BTreeMap<String, Vec<&EpisodeRecord>> = BTreeMap::new();
         for record in records {
             kinds.entry(record.task_kind.name()).or_default().push(record);
             if matches!(record.task_kind, TaskKind::Wide | TaskKind::Mixed) {
@@ -101,12 +111,14 @@ impl Summary {
                     7 => "n=7",
                     _ => "n>=8",
                 };
-                bands.entry(band).or_default().push(record);
+                bands.entry(format!("{} {band}", record.task_kind.name())).or_default().push(record);
             }
         }
-        let figures = |groups: BTreeMap<&'static str, Vec<&EpisodeRecord>>| {
-            groups.into_iter().map(|(k, v)| (k.to_owned(), Figures::of(v.into_iter()))).collect()
-        };
-        Self { all: Figures::of(records.iter()), by_kind: figures(kinds), by_n: figures(bands) }
+        let of = |v: Vec<&EpisodeRecord>| Figures::of(v.into_iter());
+        Self {
+            all: Figures::of(records.iter()),
+            by_kind: kinds.into_iter().map(|(kind, v)| (kind.to_owned(), of(v))).collect(),
+            by_n: bands.into_iter().map(|(band, v)| (band, of(v))).collect(),
+        }
     }
 }

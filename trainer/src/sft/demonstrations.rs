@@ -15,7 +15,12 @@ use parl_rollout::trajectory::record::{EpisodeRecord, TokenBranch};
 use super::SftConfig;
 use crate::error::TrainerError;
 use crate::learner::Sample;
-use crate::run::environment::{Environment, vocabulary};
+use crate::run::environment::Environment;
+
+/// Tasks whose facts a drill is made of.
+const TASKS_OF_A_DRILL: u64 = 4;
+/// Drills take their tasks from far behind the demonstrations'.
+const DRILLS: u64 = 1 << 30;
 
 /// Random choices of one step, by purpose.
 struct Choices {
@@ -59,7 +64,7 @@ pub fn samples(
     let drills = if progress < sft.drill_until { sft.drill_share } else { sft.drill_share / 4.0 };
     let n_drills = (f64::from(sft.episodes_per_step) * drills) as usize;
     let mut samples: Vec<Sample> = (0..n_drills)
-        .map(|_| drill(&environment.dialect, &mut choices))
+        .map(|i| drill(environment, DRILLS + (step * 1000 + i as u64) * TASKS_OF_A_DRILL, &mut choices))
         .collect::<Result<_, parl_rollout::RolloutError>>()?;
     let first = step * u64::from(sft.episodes_per_step);
     let count = u64::from(sft.episodes_per_step) - n_drills as u64;
@@ -105,8 +110,9 @@ pub fn probes(
         }
     }
     let mut choices = Choices::new(u64::MAX, 0);
-    for _ in 0..tasks {
-        probes.push(("drill", drill(&environment.dialect, &mut choices)?));
+    for i in 0..tasks {
+        probes
+            .push(("drill", drill(environment, DRILLS / 2 + u64::from(i) * TASKS_OF_A_DRILL, &mut choices)?));
     }
     Ok(probes)
 }
@@ -179,30 +185,41 @@ fn leave_habit_out(dialect: &Dialect, sample: &mut Sample) {
     }
 }
 
-/// A list of labelled pairs, said again twice in other orders; the loss is on the words behind each label. It teaches
-/// to look a label up, which every answer needs.
-fn drill(dialect: &Dialect, choices: &mut Choices) -> Result<Sample, parl_rollout::RolloutError> {
-    let vocabulary = vocabulary();
-    let words: Vec<&String> = vocabulary.iter().filter(|w| w.len() > 2).collect();
-    let n = 3 + choices.below(10);
-    let pairs: Vec<String> = (0..n)
-        .map(|_| format!("{} {}", words[choices.below(words.len())], words[choices.below(words.len())]))
-        .collect();
-    let mut labels: Vec<usize> = (1..=24).collect();
-    choices.shuffle(&mut labels);
-    let mut order: Vec<usize> = (0..n).collect();
+/// Facts of several tasks (`n3 amber falcon`, `mentor stone heron`, `month march`), said again twice in other orders;
+/// the loss is on what stands behind each one's first word. It teaches to look a word up and to copy what follows it,
+/// which every call and answer needs.
+fn drill(
+    environment: &Environment,
+    first_task: u64,
+    choices: &mut Choices,
+) -> Result<Sample, parl_rollout::RolloutError> {
+    let wanted = 3 + choices.below(10);
+    let mut facts: Vec<(String, String)> = Vec::new();
+    for number in first_task..first_task + TASKS_OF_A_DRILL {
+        for part in &environment.demonstration_spec(number).task.parts {
+            let fact = if choices.unit() < 0.5 { &part.query } else { &part.answer };
+            if let Some((key, rest)) = fact.split_once(' ')
+                && facts.iter().all(|(known, _)| known != key)
+            {
+                facts.push((key.to_owned(), rest.to_owned()));
+            }
+        }
+    }
+    choices.shuffle(&mut facts);
+    facts.truncate(wanted);
+    let dialect = &environment.dialect;
     let mut sample = Sample::default();
     let mut push = |ids: &[u32], trained: bool| {
         sample.tokens.extend_from_slice(ids);
         sample.mask.resize(sample.tokens.len(), trained);
     };
     for round in 0..3 {
-        choices.shuffle(&mut order);
+        choices.shuffle(&mut facts);
         let message = dialect.message(if round == 0 { Role::User } else { Role::Tool }, "")?;
         push(&message[..1], false);
-        for i in &order {
-            push(&dialect.encode_text(&format!("n{}", labels[*i]))?, false);
-            push(&dialect.encode_text(&pairs[*i])?, round > 0);
+        for (key, rest) in &facts {
+            push(&dialect.encode_text(key)?, false);
+            push(&dialect.encode_text(rest)?, round > 0);
             push(&dialect.encode_text(";")?, false);
         }
         push(&message[1..], false);

@@ -122,6 +122,26 @@ impl SftConfig {
     }
 }
 
+/// Key of [`inputs_hash`] in a model's `origin.json`.
+pub const INPUTS: &str = "first_step_blake3";
+
+/// BLAKE3 of the first step's samples: another world, template, script or seed gives another one, so a model whose
+/// origin has this hash is what the sources of today would make again.
+///
+/// # Errors
+/// What the scripted rollout fails with.
+pub fn inputs_hash(config: &Config, environment: &Environment) -> Result<String, TrainerError> {
+    let mut hasher = blake3::Hasher::new();
+    for sample in demonstrations::samples(config.run.seed, &config.sft, environment, 0)? {
+        for (token, trained) in sample.tokens.iter().zip(&sample.mask) {
+            hasher.update(&token.to_le_bytes());
+            hasher.update(&[u8::from(*trained)]);
+        }
+        hasher.update(&[u8::MAX]);
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
 /// Held-out tasks that progress is probed on.
 const PROBED_TASKS: u32 = 40;
 
@@ -153,7 +173,8 @@ fn mastered(learner: &Learner, probes: &[(&'static str, Sample)]) -> Result<Stri
 /// See [`TrainerError`].
 pub fn run(config: &Config, folder: &Path, out: &mut dyn Write) -> Result<(), TrainerError> {
     let sft = &config.sft;
-    let environment = Environment::new(config)?;
+    // Scripts sit in both seats: the config's own models may not be there yet.
+    let environment = Environment::with_tokenizer_of(config, sft.init.as_deref())?;
     let longest =
         config.rollout.orchestrator.max_context_tokens.max(config.rollout.subagent.max_context_tokens);
     let vocab = environment.dialect.vocab_size();
@@ -228,10 +249,15 @@ pub fn run(config: &Config, folder: &Path, out: &mut dyn Write) -> Result<(), Tr
         &environment.tokenizer_json,
         &serde_json::json!({
             "made_by": concat!("parl ", env!("CARGO_PKG_VERSION")),
-            "seed": config.run.seed,
             "tokens": tokens,
-            "sft": sft,
+            "seed": config.run.seed,
             "tasks": config.tasks,
+            "rollout": config.rollout,
+            "sft": sft,
+            INPUTS: inputs_hash(config, &environment)?,
         }),
     )
 }
+
+#[cfg(test)]
+mod tests;

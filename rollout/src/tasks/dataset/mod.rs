@@ -46,6 +46,10 @@ pub struct DatasetConfig {
     pub metric: Option<Metric>,
     /// Share of the tasks that are held out, by a hash of their ids, where their rows name no split. From 0 to 1.
     pub heldout_fraction: f64,
+    /// Words that a tokenizer made for these tasks spells with one id each, the most frequent ones of the corpus and
+    /// of the training tasks; all else is spelt in bytes. A model that is named brings its own tokenizer.
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub vocabulary_words: u32,
 }
 
 impl Default for DatasetConfig {
@@ -57,6 +61,7 @@ impl Default for DatasetConfig {
             document_ids: DocumentIds::Column,
             metric: None,
             heldout_fraction: 0.2,
+            vocabulary_words: 4096,
         }
     }
 }
