@@ -19,7 +19,7 @@ fn canonical(run: &Path) -> Vec<String> {
 }
 
 fn config() -> String {
-    root().join("configs/parl.yaml").display().to_string()
+    root().join("configs/scripted.yaml").display().to_string()
 }
 
 #[test]

@@ -130,11 +130,6 @@ mod tests {
         }
         assert!(tokenizer_json(&["a".to_owned(), "a".to_owned()]).is_err());
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
 
     #[test]
     fn words_are_counted_as_the_splitter_cuts_them() {

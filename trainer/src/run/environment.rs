@@ -11,8 +11,8 @@ use parl_rollout::swarm::{EpisodeSpec, Rules, observation};
 use parl_rollout::tasks::atlas::{self, AtlasWorld};
 use parl_rollout::tasks::dataset::DatasetSource;
 use parl_rollout::tasks::{Split, Task, TaskSource};
-use parl_rollout::tools::Tools;
-use parl_rollout::tools::corpus::CorpusTools;
+use parl_rollout::tools::corpus::{self, CorpusTools};
+use parl_rollout::tools::{ToolOutcome, Tools};
 
 use crate::config::{Config, TasksConfig};
 
@@ -95,6 +95,17 @@ impl Environment {
         let dialect = Arc::new(Dialect::from_json(&tokenizer_json)?);
         let rules = config.rollout.rules(tools.specs());
         Ok(Self { source, tools, dialect, tokenizer_json, rules, seed: config.run.seed })
+    }
+
+    /// The first document that a search finds.
+    pub fn read_about(&self, query: &str) -> Option<String> {
+        let ok = |outcome| match outcome {
+            Some(ToolOutcome::Ok(text)) => Some(text),
+            _ => None,
+        };
+        let found = ok(self.tools.call(corpus::SEARCH, &[query.to_owned()]))?;
+        let id = corpus::first_hit(query, &found)?;
+        ok(self.tools.call(corpus::OPEN, &[id.to_owned()]))
     }
 
     /// Tasks of `split` before its stream repeats.

@@ -107,7 +107,14 @@ impl Learning {
 
 #[cfg(test)]
 mod tests {
+    use parl_kernels::shape::ModelShape;
+    use parl_rollout::policy::scripted::Script;
+
     use super::*;
+    use crate::learner::initial;
+    use crate::run::environment::Environment;
+    use crate::run::rollout::run_batch;
+    use crate::run::seats;
 
     #[test]
     fn each_token_has_the_temperature_of_its_call() {
@@ -118,5 +125,74 @@ mod tests {
             ..TokenBranch::default()
         };
         assert_eq!(temperatures(&branch), [1.0, 1.0, 0.6, 0.6, 0.6, 1.5, 1.5]);
+    }
+
+    /// A scripted batch with advantages, and a learner that fits its tokens.
+    fn scripted() -> (Config, Box<dyn Policy>, Batch, Learning) {
+        let mut config = Config::default();
+        (config.rollout.tasks_per_step, config.rollout.group_size) = (1, 2);
+        let environment = Environment::new(&config).unwrap();
+        let mut policy = seats::experts(&environment, Script::Parallel);
+        let specs = environment.training_specs(&config, 0);
+        let rules = &environment.rules;
+        let mut batch =
+            run_batch(&config, &environment, rules, policy.as_mut(), &specs, 0, &mut |_| {}).unwrap();
+        for (record, advantage) in batch.records.iter_mut().zip([0.5, -0.5]) {
+            record.scored.as_mut().unwrap().advantage = Some(advantage);
+            record.branches[0].temperatures.fill(1.0);
+        }
+        let shape = ModelShape {
+            vocab: environment.dialect.vocab_size(),
+            hidden: 8,
+            layers: 1,
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 4,
+            ffn: 8,
+            max_positions: 2048,
+            rope_theta: 10_000.0,
+            rms_eps: 1e-6,
+            qkv_bias: false,
+            qk_norm: false,
+            tied_head: true,
+        };
+        let learner = Learner::new(shape.clone(), initial(&shape, 0), config.learner.optimizer(), 1).unwrap();
+        (config, policy, batch, Learning { learner, refused_in_a_row: 0 })
+    }
+
+    #[test]
+    fn three_refusals_in_a_row_end_the_run_and_change_nothing() {
+        let (config, mut policy, good, mut learning) = scripted();
+        let (_, _, mut bad, _) = scripted();
+        let drawn = bad.records[1].branches[0].loss_mask.iter().position(|m| *m).unwrap();
+        bad.records[1].branches[0].logprobs[drawn] = f32::NAN;
+        let mut update = |batch: &Batch| {
+            let learned = learning.update(&config, policy.as_mut(), 0, batch, &|_, _| {});
+            (learned, learning.learner.save().unwrap())
+        };
+        let (learned, before) = update(&good);
+        assert!(matches!(learned, Ok(Learned::Updated(_))));
+        for _ in 0..2 {
+            let (learned, after) = update(&bad);
+            assert!(matches!(&learned, Ok(Learned::Refused(why)) if why.contains("NaN")), "{learned:?}");
+            assert_eq!(after, before);
+        }
+        // One good update and the count begins anew.
+        let (_, before) = update(&good);
+        assert!(update(&bad).0.is_ok() && update(&bad).0.is_ok());
+        let (learned, after) = update(&bad);
+        assert_eq!((learned.unwrap_err().exit_code(), after), (6, before));
+    }
+
+    #[test]
+    fn only_what_the_orchestrator_drew_is_trained() {
+        let (_, _, batch, _) = scripted();
+        for (sample, record) in samples(&batch).iter().zip(&batch.records) {
+            let branch = &record.branches[0];
+            let drawn: Vec<usize> = (0..sample.mask.len()).filter(|i| sample.mask[*i]).collect();
+            assert_eq!(drawn.last(), Some(&(sample.mask.len() - 1)));
+            assert_eq!(sample.tokens, branch.token_ids[..sample.tokens.len()]);
+            assert_eq!(drawn.len() as u64, record.agents[0].tokens_out);
+        }
     }
 }

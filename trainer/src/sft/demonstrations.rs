@@ -4,12 +4,13 @@
 //! sub-agent is one token, and its loss is left out but for a small share of them.
 
 use parl_kernels::rng::{RngKey, Stream};
-use parl_rollout::dialect::{Dialect, Role};
+use parl_rollout::dialect::{Dialect, Mode, Role};
 use parl_rollout::policy::Policy;
 use parl_rollout::policy::scripted::Script;
 use parl_rollout::swarm::driver::{self, Stage};
 use parl_rollout::swarm::{CREATE, EpisodeSpec};
 use parl_rollout::tasks::TaskKind;
+use parl_rollout::tasks::atlas::facts_in;
 use parl_rollout::trajectory::record::{EpisodeRecord, TokenBranch};
 
 use super::SftConfig;
@@ -19,6 +20,10 @@ use crate::run::environment::Environment;
 
 /// Tasks whose facts a drill is made of.
 const TASKS_OF_A_DRILL: u64 = 4;
+/// Documents of a drill in reading.
+const DOCUMENTS_OF_A_DRILL: usize = 4;
+/// Facts that are asked of each.
+const FACTS_OF_A_DOCUMENT: usize = 4;
 /// Drills take their tasks from far behind the demonstrations'.
 const DRILLS: u64 = 1 << 30;
 
@@ -64,7 +69,11 @@ pub fn samples(
     let drills = if progress < sft.drill_until { sft.drill_share } else { sft.drill_share / 4.0 };
     let n_drills = (f64::from(sft.episodes_per_step) * drills) as usize;
     let mut samples: Vec<Sample> = (0..n_drills)
-        .map(|i| drill(environment, DRILLS + (step * 1000 + i as u64) * TASKS_OF_A_DRILL, &mut choices))
+        .map(|i| {
+            let first = DRILLS + (step * 1000 + i as u64) * TASKS_OF_A_DRILL;
+            let read = if choices.unit() < 0.5 { reading(environment, first, &mut choices)? } else { None };
+            read.map_or_else(|| drill(environment, first, &mut choices), Ok)
+        })
         .collect::<Result<_, parl_rollout::RolloutError>>()?;
     let first = step * u64::from(sft.episodes_per_step);
     let count = u64::from(sft.episodes_per_step) - n_drills as u64;
@@ -101,7 +110,7 @@ pub fn probes(
             if script == Script::Parallel && record.task_kind == TaskKind::Deep {
                 continue;
             }
-            let mut branches = record.branches.iter().take(2).map(sample);
+            let mut branches = record.branches.iter().take(2).map(|branch| sample(environment, branch));
             probes.extend(branches.next().map(|mut s| {
                 leave_habit_out(&environment.dialect, &mut s);
                 (name, s)
@@ -110,6 +119,10 @@ pub fn probes(
         }
     }
     let mut choices = Choices::new(u64::MAX, 0);
+    for i in 0..tasks {
+        let first = DRILLS / 2 + u64::from(i) * TASKS_OF_A_DRILL;
+        probes.extend(reading(environment, first, &mut choices)?.map(|sample| ("reading", sample)));
+    }
     for i in 0..tasks {
         probes
             .push(("drill", drill(environment, DRILLS / 2 + u64::from(i) * TASKS_OF_A_DRILL, &mut choices)?));
@@ -151,7 +164,7 @@ fn from_episode(
         if branch.branch_idx > 0 && choices.unit() >= sft.subagent_share {
             continue;
         }
-        let mut sample = sample(branch);
+        let mut sample = sample(environment, branch);
         if branch.branch_idx == 0
             && record.task_kind != TaskKind::Deep
             && script == Script::Parallel
@@ -164,11 +177,14 @@ fn from_episode(
     samples
 }
 
-fn sample(branch: &TokenBranch) -> Sample {
-    let n = branch.token_ids.len();
+fn sample(environment: &Environment, branch: &TokenBranch) -> Sample {
+    // What came last in a context that overflowed is beyond every model that was made for it.
+    let rules = &environment.rules;
+    let longest = rules.orchestrator.max_context_tokens.max(rules.subagent.max_context_tokens) as usize;
+    let n = branch.token_ids.len().min(longest);
     Sample {
-        tokens: branch.token_ids.clone(),
-        mask: branch.loss_mask.clone(),
+        tokens: branch.token_ids[..n].to_vec(),
+        mask: branch.loss_mask[..n].to_vec(),
         logprobs: vec![0.0; n],
         temperatures: vec![1.0; n],
         advantage: 0.0,
@@ -183,6 +199,43 @@ fn leave_habit_out(dialect: &Dialect, sample: &mut Sample) {
     if let Some(at) = (0..sample.tokens.len()).find(drawn) {
         sample.mask[at] = false;
     }
+}
+
+/// Documents of a task, each followed by some of its facts in another order, as notes are taken after reading; the loss
+/// is on what stands behind each fact's first word. None where no document states a fact.
+fn reading(
+    environment: &Environment,
+    first_task: u64,
+    choices: &mut Choices,
+) -> Result<Option<Sample>, parl_rollout::RolloutError> {
+    let dialect = &environment.dialect;
+    let mut sample = Sample::default();
+    let mut push = |ids: &[u32], trained: bool| {
+        sample.tokens.extend_from_slice(ids);
+        sample.mask.resize(sample.tokens.len(), trained);
+    };
+    let parts = environment.demonstration_spec(first_task).task.parts.clone();
+    for part in parts.iter().take(DOCUMENTS_OF_A_DRILL) {
+        let Some(text) = environment.read_about(&part.query) else { continue };
+        let mut facts = facts_in(&text);
+        if facts.is_empty() {
+            continue;
+        }
+        choices.shuffle(&mut facts);
+        facts.truncate(FACTS_OF_A_DOCUMENT);
+        push(&dialect.message(Role::Tool, &text)?, false);
+        push(&dialect.turn_prefix(Mode::Instant), false);
+        for fact in &facts {
+            let (key, value) = fact.split_once(' ').unwrap_or((fact, ""));
+            push(&dialect.encode_text(key)?, false);
+            push(&dialect.encode_text(value)?, true);
+        }
+        push(&[dialect.special().end], false);
+    }
+    let n = sample.tokens.len();
+    sample.logprobs = vec![0.0; n];
+    sample.temperatures = vec![1.0; n];
+    Ok(sample.mask.contains(&true).then_some(sample))
 }
 
 /// Facts of several tasks (`n3 amber falcon`, `mentor stone heron`, `month march`), said again twice in other orders;

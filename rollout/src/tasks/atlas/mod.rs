@@ -14,6 +14,7 @@ mod words;
 mod world;
 
 pub use config::{AtlasConfig, TaskMix};
+pub use prose::facts_in;
 pub use words::vocabulary;
 
 use draw::{Draws, Purpose};

@@ -83,6 +83,17 @@ pub(super) fn describe(world: &World, entity: &Entity, draws: &mut Draws) -> Str
     text
 }
 
+/// The facts that a document states, as answers say them: `colour teal`, `mentor lofty anchor`.
+pub fn facts_in(document: &str) -> Vec<String> {
+    let words: Vec<&str> = document.split(' ').collect();
+    let length = |word: &str| {
+        let attribute = ATTRIBUTES.iter().any(|(key, _)| *key == word);
+        if attribute { Some(1) } else { LINKS.contains(&word).then_some(2) }
+    };
+    let fact = |(at, word): (usize, &&str)| words.get(at..=at + length(word)?).map(|fact| fact.join(" "));
+    words.iter().enumerate().filter_map(fact).collect()
+}
+
 /// The document about `guild`: its members with their labels.
 pub(super) fn list_members(world: &World, guild: &Guild) -> String {
     format!("guild {} : {} .", guild.name, world.labelled(&guild.members))
