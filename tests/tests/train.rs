@@ -7,7 +7,7 @@
 use std::fs;
 use std::path::Path;
 
-use parl_tests::{Folder, Outcome};
+use parl_tests::{Folder, Outcome, root};
 use serde_json::Value;
 
 /// Short contexts keep an unskilled model's episodes short; word F1 against a long answer tells its babble apart.
@@ -136,4 +136,29 @@ fn eval_takes_a_run_s_newest_model() {
     assert_eq!((of_run.code, &of_run.out), (0, &of_step.out), "{of_run:?}");
     let summary: Value = serde_json::from_str(&of_run.out).unwrap();
     assert_eq!(summary["all"]["episodes"], 3);
+}
+
+#[test]
+fn the_smoke_run_trains_the_shipped_model_and_shows_start_and_end() {
+    let folder = Folder::new().unwrap();
+    let config = root().join("configs/smoke.yaml").display().to_string();
+    let run = folder.trainer(&["run", "--config", &config, "--run-dir", "r"]).unwrap();
+    assert_eq!(run.code, 0, "{}", run.err);
+    for row in ["start ", "end ", "serial expert, budget lifted ", "parallel expert "] {
+        assert!(run.out.contains(&format!("\n{row}")), "{row}: {}", run.out);
+    }
+    let metrics = fs::read_to_string(folder.join("r/metrics.jsonl")).unwrap();
+    let lines: Vec<Value> = metrics.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(lines.len(), 4);
+    for line in &lines {
+        let kl = line["mismatch_kl/mean"].as_f64().unwrap();
+        assert!((0.0..1e-6).contains(&kl), "the engine and the learner disagree: {line}");
+    }
+    let success: f64 = lines.iter().map(|line| line["success/mean"].as_f64().unwrap()).sum();
+    assert!(success > 0.2, "the shipped model can do nothing: {lines:?}");
+    assert_eq!(lines[3]["parl/lambda_parallel"], 0.0);
+    let ends: Value =
+        serde_json::from_str(&fs::read_to_string(folder.join("r/final_eval.json")).unwrap()).unwrap();
+    assert_eq!(ends[0]["name"], "start");
+    assert!(folder.join("r/checkpoints/latest/hf/model.safetensors").is_file());
 }

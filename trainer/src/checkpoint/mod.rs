@@ -124,22 +124,11 @@ impl Checkpoints {
         let partial = durable::temporary(&path);
         durable::create_dir(&self.root)?;
         durable::remove(&partial)?;
-        durable::create_dir(&partial)?;
-        let mut files = Vec::new();
-        if let Some(learner) = learner {
-            let origin = serde_json::json!({
-                "made_by": state.made_by, "run": state.run_id, "step": state.step, "version": learner.version(),
-            });
-            let hf = partial.join(MODEL);
-            model_dir::write(&hf, learner.shape(), learner.params(), tokenizer, &origin)?;
-            files.extend(durable::names(&hf)?.into_iter().map(|file| format!("{MODEL}/{file}")));
-            durable::write_atomic(&partial.join(LEARNER), &learner.save()?)?;
-            files.push(LEARNER.to_owned());
+        if let Err(error) = fill(&partial, state, learner, tokenizer) {
+            // Best effort: a full disk gets its room back, and the error that is told is the first one.
+            let _ = durable::remove(&partial);
+            return Err(error);
         }
-        let text = serde_json::to_vec_pretty(state).map_err(|e| TrainerError::Internal(e.to_string()))?;
-        durable::write_atomic(&partial.join(STATE), &text)?;
-        files.push(STATE.to_owned());
-        Manifest::of(&partial, &files)?.write(&partial)?;
         durable::publish(&partial, &path)?;
         durable::point(&self.root.join("latest"), &name(state.step))?;
         durable::write_atomic(&self.root.join("latest.txt"), format!("{}\n", name(state.step)).as_bytes())?;
@@ -182,6 +171,31 @@ impl Checkpoints {
         }
         Ok(())
     }
+}
+
+/// Writes a checkpoint's files, and the manifest that vouches for them, into `folder`.
+fn fill(
+    folder: &Path,
+    state: &State,
+    learner: Option<&Learner>,
+    tokenizer: &[u8],
+) -> Result<(), TrainerError> {
+    durable::create_dir(folder)?;
+    let mut files = Vec::new();
+    if let Some(learner) = learner {
+        let origin = serde_json::json!({
+            "made_by": state.made_by, "run": state.run_id, "step": state.step, "version": learner.version(),
+        });
+        let hf = folder.join(MODEL);
+        model_dir::write(&hf, learner.shape(), learner.params(), tokenizer, &origin)?;
+        files.extend(durable::names(&hf)?.into_iter().map(|file| format!("{MODEL}/{file}")));
+        durable::write_atomic(&folder.join(LEARNER), &learner.save()?)?;
+        files.push(LEARNER.to_owned());
+    }
+    let text = serde_json::to_vec_pretty(state).map_err(|e| TrainerError::Internal(e.to_string()))?;
+    durable::write_atomic(&folder.join(STATE), &text)?;
+    files.push(STATE.to_owned());
+    Manifest::of(folder, &files)?.write(folder)
 }
 
 /// The model's folder in a checkpoint, or in the newest whole checkpoint of a run.

@@ -222,7 +222,10 @@ fn reading(
             continue;
         }
         choices.shuffle(&mut facts);
+        // Links first, whose values are names: attributes are learned by their few values, without looking them up.
+        facts.sort_by_key(|fact| std::cmp::Reverse(fact.split(' ').count()));
         facts.truncate(FACTS_OF_A_DOCUMENT);
+        choices.shuffle(&mut facts);
         push(&dialect.message(Role::Tool, &text)?, false);
         push(&dialect.turn_prefix(Mode::Instant), false);
         for fact in &facts {

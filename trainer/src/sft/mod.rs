@@ -1,6 +1,6 @@
 //! The warm start: one model that knows the tools and the formats, as orchestrator and as sub-agent.
 
-pub mod demonstrations;
+mod demonstrations;
 pub mod model_dir;
 
 use std::collections::BTreeMap;
@@ -178,30 +178,25 @@ pub fn run(config: &Config, folder: &Path, out: &mut dyn Write) -> Result<(), Tr
     let longest =
         config.rollout.orchestrator.max_context_tokens.max(config.rollout.subagent.max_context_tokens);
     let vocab = environment.dialect.vocab_size();
-    let (shape, params) = match &sft.init {
-        Some(model) => {
-            let read = model_dir::read(Path::new(model))?;
-            let refuse = |message: String| {
-                let key = "sft.init".to_owned();
-                TrainerError::Rollout(parl_rollout::RolloutError::Config { key, message })
-            };
-            if blake3::hash(&read.tokenizer).to_hex().as_str() != environment.dialect.hash() {
-                return Err(refuse(format!("the tokenizer of {model} is not that of the tasks")));
-            }
-            if (longest as usize) > read.shape.max_positions {
-                let positions = read.shape.max_positions;
-                return Err(refuse(format!(
-                    "contexts of {longest} tokens do not fit its {positions} positions"
-                )));
-            }
-            (read.shape, read.params)
+    let (shape, params) = if let Some(model) = &sft.init {
+        let read = model_dir::read(Path::new(model))?;
+        let refuse = |message: String| {
+            let key = "sft.init".to_owned();
+            TrainerError::Rollout(parl_rollout::RolloutError::Config { key, message })
+        };
+        if blake3::hash(&read.tokenizer).to_hex().as_str() != environment.dialect.hash() {
+            return Err(refuse(format!("the tokenizer of {model} is not that of the tasks")));
         }
-        None => {
-            let shape = sft.shape(vocab, longest as usize);
-            shape.validate().map_err(parl_rollout::RolloutError::from)?;
-            let params = initial(&shape, config.run.seed);
-            (shape, params)
+        if longest as usize > read.shape.max_positions {
+            let positions = read.shape.max_positions;
+            return Err(refuse(format!("contexts of {longest} tokens do not fit its {positions} positions")));
         }
+        (read.shape, read.params)
+    } else {
+        let shape = sft.shape(vocab, longest as usize);
+        shape.validate().map_err(parl_rollout::RolloutError::from)?;
+        let params = initial(&shape, config.run.seed);
+        (shape, params)
     };
     let threads = match sft.threads {
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
