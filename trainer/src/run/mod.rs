@@ -5,6 +5,7 @@ pub mod eval;
 pub mod folder;
 pub mod learning;
 mod metrics;
+mod resume;
 pub mod rollout;
 pub mod seats;
 mod show;
@@ -21,30 +22,17 @@ use parl_rollout::trajectory::log::{LogMeta, TrajectoryLog};
 use parl_rollout::{RolloutError, durable};
 use serde_json::Value;
 
-use crate::checkpoint::{self, Checkpoint, Checkpoints, State};
-use crate::config::{Config, Loaded, differences};
+use crate::checkpoint::{Checkpoints, State};
+use crate::config::{Config, Loaded};
 use crate::error::TrainerError;
 use environment::Environment;
 use eval::Row;
 use folder::{Marker, RunFolder, Used, read_json, write_json};
 use learning::{Learned, Learning};
-use rollout::run_batch;
+use rollout::{Batch, run_batch};
 use seats::Seats;
 use show::Show;
 use summary::Summary;
-
-/// Keys that may differ when a run is gone on with.
-pub const FREE_ON_RESUME: [&str; 8] = [
-    // Compared by the hash of the weights, not by the folder that they lie in.
-    "rollout.orchestrator.policy.model",
-    "rollout.subagent.policy.model",
-    "run.max_steps",
-    "run.checkpoint_every",
-    "run.keep_last",
-    "run.stop_after_steps",
-    "run.final_eval_tasks",
-    "run.eval_temperature",
-];
 
 /// Held-out figures from before the first step, for the table at the end.
 const START: &str = "start_eval.json";
@@ -74,9 +62,8 @@ pub fn run(loaded: &Loaded<Config>, options: &Options, out: &mut dyn Write) -> R
         let message = "there are no training tasks: the held-out side took all".to_owned();
         return Err(RolloutError::Config { key: "tasks".to_owned(), message }.into());
     }
-    let Seats { mut policy, learner } = seats::configured(&environment, config)?;
+    let Seats { policy, learner } = seats::configured(&environment, config)?;
     trainable(config)?;
-    let mut learning = learner.map(|learner| Learning { learner, refused_in_a_row: 0 });
     let path = options.folder.clone().unwrap_or_else(|| Path::new(&config.run.dir).join(&config.run.name));
     let marker = Marker {
         run_id: config.run.name.clone(),
@@ -86,73 +73,46 @@ pub fn run(loaded: &Loaded<Config>, options: &Options, out: &mut dyn Write) -> R
     };
     let folder = RunFolder::open(&path, options.used, &marker)?;
     let resolved = serde_json::to_value(config).map_err(|e| TrainerError::Internal(e.to_string()))?;
-    let log = TrajectoryLog::new(
-        folder.path(),
-        log_meta(config, &resolved, &environment, policy.as_ref(), folder.attempt),
-    );
-    let checkpoints = Checkpoints::new(folder.path());
-    let policies = [Seat::Orchestrator, Seat::Subagent].map(|seat| policy.identity(seat).name);
-    let mut notes = Vec::new();
-    let first = match options.used {
-        Used::Resume => {
-            let named = options.checkpoint.as_deref();
-            let resumed = resume(&folder, &resolved, &log, &checkpoints, named, &policies)?;
-            notes = resumed.notes;
-            if let (Some(learning), Some(checkpoint)) = (&mut learning, &resumed.checkpoint) {
-                put_back(learning, policy.as_mut(), checkpoint)?;
-            }
-            resumed.checkpoint.map_or(0, |checkpoint| checkpoint.state.step)
-        }
+    let meta = log_meta(config, &resolved, &environment, policy.as_ref(), folder.attempt);
+    let mut parts = Parts {
+        config,
+        policies: [Seat::Orchestrator, Seat::Subagent].map(|seat| policy.identity(seat).name),
+        environment,
+        policy,
+        learning: learner.map(|learner| Learning { learner, refused_in_a_row: 0 }),
+        log: TrajectoryLog::new(folder.path(), meta),
+        checkpoints: Checkpoints::new(folder.path()),
+        folder,
+    };
+    let (first, notes) = match options.used {
+        Used::Resume => parts.resume(&resolved, options.checkpoint.as_deref())?,
         Used::Refuse | Used::Clean => {
-            log.quarantine_after(None, &folder.quarantine())?;
-            0
+            parts.log.quarantine_after(None, &parts.folder.quarantine())?;
+            (0, Vec::new())
         }
     };
-    describe(&folder, loaded, &resolved, &environment)?;
-    let mut metrics = metrics::open(folder.path(), first, &folder.quarantine())?;
+    describe(&parts.folder, loaded, &resolved, &parts.environment)?;
+    let mut metrics = metrics::open(parts.folder.path(), first, &parts.folder.quarantine())?;
 
     let steps = config.run.max_steps;
+    let stop = config.run.stop_after_steps.map_or(steps, |n| steps.min(first.saturating_add(n)));
     let mut show = Show::new(out, options.terminal, first, steps);
-    let closed =
-        |e: std::io::Error| RolloutError::Io { path: "output".into(), action: "cannot write", source: e };
-    let greeting =
-        format!("run {} in {}, from step {first} to {steps}", config.run.name, folder.path().display());
-    show.line(&greeting).map_err(closed)?;
+    let place = parts.folder.path().display().to_string();
+    show.line(&format!("run {} in {place}, from step {first} to {steps}", config.run.name))
+        .map_err(closed)?;
     for note in notes {
         show.line(&note).map_err(closed)?;
     }
-    let n_eval = config.run.final_eval_tasks;
-    let start_path = folder.path().join(START);
-    if first == 0 && learning.is_some() && n_eval > 0 {
-        let summary = eval::evaluate(config, &environment, policy.as_mut(), n_eval, false)?;
-        show.line(&format!("held-out success at the start {:.1}%", 100.0 * summary.all.success))
-            .map_err(closed)?;
-        write_json(&start_path, &Row { name: "start".to_owned(), summary })?;
+    if first == 0
+        && let Some(start) = parts.evaluate_start()?
+    {
+        let success = 100.0 * start.all.success;
+        show.line(&format!("held-out success at the start {success:.1}%")).map_err(closed)?;
     }
     let mut ends: Vec<Row> = Vec::new();
-    let stop = config.run.stop_after_steps.map_or(steps, |n| steps.min(first.saturating_add(n)));
     for step in first..stop {
-        let specs = environment.training_specs(config, step);
-        let mut progress = |p| show.rollout(p);
-        let batch = run_batch(
-            config,
-            &environment,
-            &environment.rules,
-            policy.as_mut(),
-            &specs,
-            step,
-            &mut progress,
-        )?;
-        log.write_step(step as u32, &batch.records)?;
-        let learned = match &mut learning {
-            Some(learning) => {
-                Some(learning.update(config, policy.as_mut(), step, &batch, &show.learning())?)
-            }
-            None => None,
-        };
-        // Whether a run was stopped here and gone on with must change nothing, the pace of the engine included.
-        policy.forget();
-        let line = Value::Object(metrics::line(config, step, &batch, learned.as_ref(), folder.attempt));
+        let (batch, learned) = parts.step(step, &mut show)?;
+        let line = Value::Object(metrics::line(config, step, &batch, learned.as_ref(), parts.folder.attempt));
         metrics.append(&line.to_string())?;
         metrics.sync()?;
         let lambdas = config.rewards.lambdas(step);
@@ -163,15 +123,8 @@ pub fn run(loaded: &Loaded<Config>, options: &Options, out: &mut dyn Write) -> R
         if step == first || step + 1 == stop {
             ends.push(Row { name: format!("step {}", step + 1), summary: Summary::of(&batch.records) });
         }
-        let done = step + 1;
-        if done % config.run.checkpoint_every == 0 || done == stop {
-            let refused = learning.as_ref().map_or(0, |learning| learning.refused_in_a_row);
-            checkpoints.write(
-                &State::new(&config.run.name, done, refused, policies.clone()),
-                learning.as_ref().map(|learning| &learning.learner),
-                &environment.tokenizer_json,
-                config.run.keep_last,
-            )?;
+        if (step + 1) % config.run.checkpoint_every == 0 || step + 1 == stop {
+            parts.checkpoint(step + 1)?;
         }
     }
     if stop < steps {
@@ -181,20 +134,88 @@ pub fn run(loaded: &Loaded<Config>, options: &Options, out: &mut dyn Write) -> R
     }
     let out = show.finish();
     eval::print_table(out, "training tasks", &ends).map_err(closed)?;
-    if n_eval > 0 {
-        let mut rows = Vec::new();
-        if learning.is_some() && start_path.is_file() {
-            rows.extend(serde_json::from_value(read_json(&start_path)?));
-        }
-        let summary = eval::evaluate(config, &environment, policy.as_mut(), n_eval, false)?;
-        let name = if learning.is_some() { "end" } else { "this run's policy" };
-        rows.push(Row { name: name.to_owned(), summary });
-        rows.extend(eval::experts(config, &environment, n_eval)?);
-        write_json(&folder.path().join("final_eval.json"), &rows)?;
-        let n = environment.heldout_specs(n_eval).len();
+    if config.run.final_eval_tasks > 0 {
+        let rows = parts.evaluate_end()?;
+        let n = parts.environment.heldout_specs(config.run.final_eval_tasks).len();
         eval::print_table(out, &format!("{n} held-out tasks"), &rows).map_err(closed)?;
     }
     Ok(())
+}
+
+fn closed(source: std::io::Error) -> RolloutError {
+    RolloutError::Io { path: "output".into(), action: "cannot write", source }
+}
+
+/// All that a run works with.
+struct Parts<'c> {
+    config: &'c Config,
+    environment: Environment,
+    policy: Box<dyn Policy>,
+    /// None where a script sits in the orchestrator's seat.
+    learning: Option<Learning>,
+    /// Who sat in the two seats at the start.
+    policies: [String; 2],
+    folder: RunFolder,
+    log: TrajectoryLog,
+    checkpoints: Checkpoints,
+}
+
+impl Parts<'_> {
+    /// A step: rollout, log, update.
+    fn step(&mut self, step: u64, show: &mut Show<'_>) -> Result<(Batch, Option<Learned>), TrainerError> {
+        let specs = self.environment.training_specs(self.config, step);
+        let rules = &self.environment.rules;
+        let policy = self.policy.as_mut();
+        let mut progress = |p| show.rollout(p);
+        let batch = run_batch(self.config, &self.environment, rules, policy, &specs, step, &mut progress)?;
+        self.log.write_step(step as u32, &batch.records)?;
+        let learned = match &mut self.learning {
+            Some(learning) => Some(learning.update(self.config, policy, step, &batch, &show.learning())?),
+            None => None,
+        };
+        // Whether a run was stopped here and gone on with must change nothing, the pace of the engine included.
+        policy.forget();
+        Ok((batch, learned))
+    }
+
+    /// Writes the checkpoint after `done` steps.
+    fn checkpoint(&self, done: u64) -> Result<(), TrainerError> {
+        let refused = self.learning.as_ref().map_or(0, |learning| learning.refused_in_a_row);
+        let state = State::new(&self.config.run.name, done, refused, self.policies.clone());
+        let learner = self.learning.as_ref().map(|learning| &learning.learner);
+        let keep_last = self.config.run.keep_last;
+        self.checkpoints.write(&state, learner, &self.environment.tokenizer_json, keep_last)
+    }
+
+    fn evaluate(&mut self) -> Result<Summary, TrainerError> {
+        let n = self.config.run.final_eval_tasks;
+        eval::evaluate(self.config, &self.environment, self.policy.as_mut(), n, false)
+    }
+
+    /// Figures of a model before its first step; the table at the end has them again.
+    fn evaluate_start(&mut self) -> Result<Option<Summary>, TrainerError> {
+        if self.learning.is_none() || self.config.run.final_eval_tasks == 0 {
+            return Ok(None);
+        }
+        let summary = self.evaluate()?;
+        let row = Row { name: "start".to_owned(), summary };
+        write_json(&self.folder.path().join(START), &row)?;
+        Ok(Some(row.summary))
+    }
+
+    /// The rows of the table at the end, which final_eval.json has too.
+    fn evaluate_end(&mut self) -> Result<Vec<Row>, TrainerError> {
+        let start = self.folder.path().join(START);
+        let mut rows: Vec<Row> = Vec::new();
+        if self.learning.is_some() && start.is_file() {
+            rows.extend(serde_json::from_value(read_json(&start)?));
+        }
+        let name = if self.learning.is_some() { "end" } else { "this run's policy" };
+        rows.push(Row { name: name.to_owned(), summary: self.evaluate()? });
+        rows.extend(eval::experts(self.config, &self.environment, self.config.run.final_eval_tasks)?);
+        write_json(&self.folder.path().join("final_eval.json"), &rows)?;
+        Ok(rows)
+    }
 }
 
 /// Refuses a model in the orchestrator's seat that cannot be trained as it is set.
@@ -207,92 +228,6 @@ fn trainable(config: &Config) -> Result<(), TrainerError> {
         }
         _ => Ok(()),
     }
-}
-
-/// Where a run is gone on with.
-struct Resumed {
-    checkpoint: Option<Checkpoint>,
-    /// What the user should know.
-    notes: Vec<String>,
-}
-
-/// Puts the state of a checkpoint back into the learner, and its weights into the policy.
-fn put_back(
-    learning: &mut Learning,
-    policy: &mut dyn Policy,
-    checkpoint: &Checkpoint,
-) -> Result<(), TrainerError> {
-    let bytes = checkpoint.learner.as_ref().ok_or_else(|| {
-        TrainerError::Resume(format!("{} holds no learner's state", checkpoint.path.display()))
-    })?;
-    policy.give_back(Seat::Orchestrator);
-    learning.learner.restore(bytes)?;
-    learning.refused_in_a_row = checkpoint.state.refused_in_a_row;
-    policy.publish(Seat::Orchestrator, learning.learner.lease()?)?;
-    Ok(())
-}
-
-/// Finds the checkpoint to go on from, checks the log up to it, and sets aside what is newer.
-fn resume(
-    folder: &RunFolder,
-    resolved: &Value,
-    log: &TrajectoryLog,
-    checkpoints: &Checkpoints,
-    named: Option<&Path>,
-    policies: &[String; 2],
-) -> Result<Resumed, TrainerError> {
-    let old = read_json(&folder.path().join("config.resolved.json"))?;
-    let differing: Vec<String> = differences(&old, resolved, &FREE_ON_RESUME)
-        .into_iter()
-        .map(|d| format!("{} is {} in the run and {} now", d.key, d.old, d.new))
-        .collect();
-    if !differing.is_empty() {
-        return Err(TrainerError::Resume(format!(
-            "the config differs from the run's: {}",
-            differing.join("; ")
-        )));
-    }
-    let (checkpoint, faults) = match named {
-        Some(path) => (Some(checkpoint::read(path)?), Vec::new()),
-        None => checkpoints.newest()?,
-    };
-    let mut notes: Vec<String> = faults.into_iter().map(|fault| format!("passed over: {fault}")).collect();
-    let step = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.state.step);
-    if let Some(checkpoint) = &checkpoint {
-        let (name, here) = (&checkpoint.path, State::new("", 0, 0, policies.clone()));
-        if folder.run_id()? != checkpoint.state.run_id {
-            let message = format!("{} is of run {}", name.display(), checkpoint.state.run_id);
-            return Err(TrainerError::Resume(message));
-        }
-        for ((seat, then), now) in
-            ["orchestrator", "subagent"].iter().zip(&checkpoint.state.policies).zip(policies)
-        {
-            if then != now {
-                let message = format!("rollout.{seat}.policy is {then} in the run and {now} now");
-                return Err(TrainerError::Resume(message));
-            }
-        }
-        for (what, then, now) in [
-            ("written by", &checkpoint.state.made_by, &here.made_by),
-            ("computed on", &checkpoint.state.cpu_level, &here.cpu_level),
-        ] {
-            if then != now {
-                notes.push(format!("{} was {what} {then}, this is {now}: bits may differ", name.display()));
-            }
-        }
-    } else {
-        notes.push("there is no checkpoint yet: the run starts over".to_owned());
-    }
-    let sealed = log.sealed_steps()?;
-    for step in 0..step as u32 {
-        if !sealed.contains(&step) {
-            return Err(TrainerError::Resume(format!("the log of step {step} is missing")));
-        }
-        log.verify(step)?;
-    }
-    log.quarantine_after((step as u32).checked_sub(1), &folder.quarantine())?;
-    checkpoints.quarantine_after(step, &folder.quarantine())?;
-    Ok(Resumed { checkpoint, notes })
 }
 
 fn log_meta(
