@@ -178,7 +178,7 @@ pub fn run(config: &Config, folder: &Path, out: &mut dyn Write) -> Result<(), Tr
     let longest =
         config.rollout.orchestrator.max_context_tokens.max(config.rollout.subagent.max_context_tokens);
     let vocab = environment.dialect.vocab_size();
-    let (shape, params) = if let Some(model) = &sft.init {
+    let (shape, params, init_hash) = if let Some(model) = &sft.init {
         let read = model_dir::read(Path::new(model))?;
         let refuse = |message: String| {
             let key = "sft.init".to_owned();
@@ -191,12 +191,12 @@ pub fn run(config: &Config, folder: &Path, out: &mut dyn Write) -> Result<(), Tr
             let positions = read.shape.max_positions;
             return Err(refuse(format!("contexts of {longest} tokens do not fit its {positions} positions")));
         }
-        (read.shape, read.params)
+        (read.shape, read.params, Some(read.hash))
     } else {
         let shape = sft.shape(vocab, longest as usize);
         shape.validate().map_err(parl_rollout::RolloutError::from)?;
         let params = initial(&shape, config.run.seed);
-        (shape, params)
+        (shape, params, None)
     };
     let threads = match sft.threads {
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
@@ -249,6 +249,7 @@ pub fn run(config: &Config, folder: &Path, out: &mut dyn Write) -> Result<(), Tr
             "tasks": config.tasks,
             "rollout": config.rollout,
             "sft": sft,
+            "init_blake3": init_hash,
             INPUTS: inputs_hash(config, &environment)?,
         }),
     )
