@@ -16,7 +16,7 @@ use parl_rollout::trajectory::record::{EpisodeRecord, TokenBranch};
 use super::SftConfig;
 use crate::error::TrainerError;
 use crate::learner::Sample;
-use crate::run::environment::Environment;
+use crate::run::environment::{Environment, vocabulary};
 
 /// Tasks whose facts a drill is made of.
 const TASKS_OF_A_DRILL: u64 = 4;
@@ -71,8 +71,14 @@ pub fn samples(
     let mut samples: Vec<Sample> = (0..n_drills)
         .map(|i| {
             let first = DRILLS + (step * 1000 + i as u64) * TASKS_OF_A_DRILL;
-            let read = if choices.unit() < 0.5 { reading(environment, first, &mut choices)? } else { None };
-            read.map_or_else(|| drill(environment, first, &mut choices), Ok)
+            match choices.below(3) {
+                0 => labels(&environment.dialect, &mut choices),
+                1 => drill(environment, first, &mut choices),
+                _ => match reading(environment, first, &mut choices)? {
+                    Some(sample) => Ok(sample),
+                    None => drill(environment, first, &mut choices),
+                },
+            }
         })
         .collect::<Result<_, parl_rollout::RolloutError>>()?;
     let first = step * u64::from(sft.episodes_per_step);
@@ -263,7 +269,31 @@ fn drill(
     }
     choices.shuffle(&mut facts);
     facts.truncate(wanted);
-    let dialect = &environment.dialect;
+    said_again(&environment.dialect, facts, choices)
+}
+
+/// As [`drill`], with labels and any words of the vocabulary: a lookup that no knowledge of names or values helps with.
+fn labels(dialect: &Dialect, choices: &mut Choices) -> Result<Sample, parl_rollout::RolloutError> {
+    let vocabulary = vocabulary();
+    let words: Vec<&String> = vocabulary.iter().filter(|w| w.len() > 2).collect();
+    let mut facts: Vec<(String, String)> = (1..=24)
+        .map(|label| {
+            let (a, b) = (words[choices.below(words.len())], words[choices.below(words.len())]);
+            (format!("n{label}"), format!("{a} {b}"))
+        })
+        .collect();
+    choices.shuffle(&mut facts);
+    facts.truncate(3 + choices.below(10));
+    said_again(dialect, facts, choices)
+}
+
+/// Keys and what belongs to them, three times, each time in another order; the loss is on what belongs to a key from
+/// the second time on.
+fn said_again(
+    dialect: &Dialect,
+    mut facts: Vec<(String, String)>,
+    choices: &mut Choices,
+) -> Result<Sample, parl_rollout::RolloutError> {
     let mut sample = Sample::default();
     let mut push = |ids: &[u32], trained: bool| {
         sample.tokens.extend_from_slice(ids);
