@@ -1,10 +1,6 @@
 use std::collections::HashMap;
-use std::fmt::Write;
-use std::hint::black_box;
-use std::time::Instant;
 
 use super::*;
-use crate::cpu::buffer::Aligned;
 use crate::rng::{RngKey, Stream};
 use crate::shape::ModelShape;
 
@@ -119,38 +115,4 @@ fn an_infinite_weight_is_refused_by_name() {
     let weights = WeightSet::from_f32(weights.shape().clone(), 0, tensors).unwrap();
     let refused = Packed::new(Level::best(), &weights, "head", 4, 4).err().unwrap();
     assert!(refused.to_string().contains("`head`"), "{refused}");
-}
-
-/// `cargo test --release -p parl-kernels gemm_speed -- --ignored --nocapture`
-#[test]
-#[ignore = "prints speeds"]
-fn gemm_speed() {
-    rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap().install(|| {
-        for (n, k) in [(256, 128), (768, 128), (1408, 256), (2048, 512)] {
-            for bf in [false, true] {
-                let (weights, _) = set(n, k, bf);
-                for level in Level::available() {
-                    let packed = Packed::new(level, &weights, "head", n, k).unwrap();
-                    let mut line =
-                        format!("{:8} {} {n}x{k}:", level.name(), if bf { "bf16" } else { "f32 " });
-                    for rows in [1, 2, 4, 6, 8, 12, 16, 32, 64, 128, 512] {
-                        let mut x = Aligned::<f32>::zeroed(rows * padded(k));
-                        x.fill(0.5);
-                        let mut y = Aligned::<f32>::zeroed(rows * packed.output_stride());
-                        let times = (200_000_000 / (rows * n * k)).max(3);
-                        let mut best = f64::MAX;
-                        for _ in 0..5 {
-                            let start = Instant::now();
-                            for _ in 0..times.div_ceil(5) {
-                                packed.multiply(black_box(&x), padded(k), rows, None, &mut y, Mode::Store);
-                            }
-                            best = best.min(start.elapsed().as_secs_f64() / times.div_ceil(5) as f64);
-                        }
-                        let _ = write!(line, " {rows}:{:.0}", 2.0 * (rows * n * k) as f64 / best / 1e9);
-                    }
-                    println!("{line} GFLOP/s");
-                }
-            }
-        }
-    });
 }
