@@ -3,7 +3,7 @@
 use super::{Message, Moment, Seat, SeatRules, Turn, TurnEnd};
 use crate::RolloutError;
 use crate::dialect::{Call, Dialect, ParsedTurn, Role};
-use crate::trajectory::record::{CallRecord, MessageRecord, StepRecord, TokenBranch};
+use crate::trajectory::record::{CallRecord, MessageRecord, StepRecord, TokenBranch, VersionRun};
 
 /// A call that is under way or done in the current turn.
 #[derive(Debug, Clone)]
@@ -136,8 +136,12 @@ impl Agent {
         self.branch.temperatures.push(turn.temperature);
         for (from, to, version) in &turn.versions {
             match self.branch.policy_versions.last_mut() {
-                Some(last) if last.2 == *version && last.1 == start + from => last.1 = start + to,
-                _ => self.branch.policy_versions.push((start + from, start + to, *version)),
+                Some(last) if last.version == *version && last.end == start + from => last.end = start + to,
+                _ => self.branch.policy_versions.push(VersionRun {
+                    start: start + from,
+                    end: start + to,
+                    version: *version,
+                }),
             }
         }
         self.branch.token_ids.extend_from_slice(&turn.ids);

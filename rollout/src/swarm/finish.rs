@@ -48,7 +48,7 @@ impl Episode<'_> {
             .iter()
             .map(|a| TokenBranch { branch_idx: a.idx, ..a.branch.clone() })
             .collect();
-        let versions = || orchestrator_branch.policy_versions.iter().map(|v| v.2);
+        let versions = || orchestrator_branch.policy_versions.iter().map(|v| v.version);
         let assigned: Vec<&AgentRecord> = agents.iter().skip(1).collect();
         let concurrent = |stage: u32| assigned.iter().filter(|a| a.stage == Some(stage)).count() as u32;
         let n_stages = self.stages.len() as u32;

@@ -193,7 +193,7 @@ fn masks_cover_what_was_drawn_and_nothing_else() {
     assert_eq!(drawn, [dialect.encode_turn("", &[search()]).unwrap(), answer].concat());
     assert_eq!(branch.token_ids.last(), Some(&dialect.special().end));
     assert!(branch.logprobs.iter().zip(&branch.loss_mask).all(|(l, m)| l.is_sign_negative() == *m));
-    let covered: u32 = branch.policy_versions.iter().map(|(from, to, _)| to - from).sum();
+    let covered: u32 = branch.policy_versions.iter().map(|run| run.end - run.start).sum();
     assert_eq!(covered as usize, drawn.len());
 }
 
@@ -459,10 +459,10 @@ fn steps_are_sealed_verified_and_set_aside() {
         model: "m".into(),
         tokenizer_blake3: "t".into(),
     };
-    let log = TrajectoryLog::new(&dir, meta.clone());
-    let first = log.write_step(0, &records).unwrap();
-    assert!(log.write_step(0, &records).unwrap_err().to_string().contains("sealed already"));
-    let second = log.write_step(1, &records).unwrap();
+    let log = TrajectoryLog::new(&dir);
+    let first = log.write_step(&meta, 0, &records).unwrap();
+    assert!(log.write_step(&meta, 0, &records).unwrap_err().to_string().contains("sealed already"));
+    let second = log.write_step(&meta, 1, &records).unwrap();
     assert_eq!(first.canonical_blake3, second.canonical_blake3);
     let rows: Vec<u64> = first.files.iter().map(|f| f.rows).collect();
     assert_eq!((rows[0], rows[3]), (12, 12));

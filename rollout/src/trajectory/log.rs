@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::Table;
 use super::manifest::{FileEntry, Manifest, SCHEMA_VERSION};
+use super::read;
 use super::record::EpisodeRecord;
 use super::segment;
 use super::tables::{Keys, batch};
@@ -52,7 +53,6 @@ impl LogMeta {
 #[derive(Debug, Clone)]
 pub struct TrajectoryLog {
     root: PathBuf,
-    meta: LogMeta,
 }
 
 const MANIFEST: &str = ".json";
@@ -68,8 +68,8 @@ fn step_number(name: &str) -> Option<u32> {
 
 impl TrajectoryLog {
     /// The log under a run's folder.
-    pub fn new(run: &Path, meta: LogMeta) -> Self {
-        Self { root: run.join("trajectories").join("v1"), meta }
+    pub fn new(run: &Path) -> Self {
+        Self { root: run.join("trajectories").join("v1") }
     }
 
     fn manifest_path(&self, step: u32) -> PathBuf {
@@ -81,13 +81,18 @@ impl TrajectoryLog {
     /// # Errors
     /// [`RolloutError::Io`] or [`RolloutError::Log`]; the step is then not there for any reader. A sealed step is
     /// refused: it is never written again.
-    pub fn write_step(&self, step: u32, records: &[EpisodeRecord]) -> Result<Manifest, RolloutError> {
+    pub fn write_step(
+        &self,
+        meta: &LogMeta,
+        step: u32,
+        records: &[EpisodeRecord],
+    ) -> Result<Manifest, RolloutError> {
         if self.manifest_path(step).exists() {
             return Err(RolloutError::Log(format!("step {step} is sealed already")));
         }
         let mut records = records.to_vec();
         records.sort_by(|a, b| (&a.group_id, &a.episode_id).cmp(&(&b.group_id, &b.episode_id)));
-        let keys = Keys { run_id: &self.meta.run_id, attempt: self.meta.attempt, train_step: step };
+        let keys = Keys { run_id: &meta.run_id, attempt: meta.attempt, train_step: step };
         let mut parts = Vec::new();
         let mut files = Vec::new();
         for table in Table::ALL {
@@ -95,7 +100,7 @@ impl TrajectoryLog {
             let path = self.root.join(&relative);
             durable::create_dir(path.parent().unwrap_or(&self.root))?;
             let partial = durable::temporary(&path);
-            let rows = batch(table, &keys, &records, &self.meta.pairs(table))?;
+            let rows = batch(table, &keys, &records, &meta.pairs(table))?;
             segment::write(&partial, table, &rows)?;
             let (blake3, bytes) = durable::hash_file(&partial)?;
             let rows = rows.num_rows() as u64;
@@ -110,11 +115,11 @@ impl TrajectoryLog {
         }
         let (manifest, bytes) = Manifest {
             schema_version: SCHEMA_VERSION.to_owned(),
-            run_id: self.meta.run_id.clone(),
-            attempt: self.meta.attempt,
+            run_id: meta.run_id.clone(),
+            attempt: meta.attempt,
             train_step: step,
             episodes: records.len() as u64,
-            canonical_blake3: canonical_hash(&records),
+            canonical_blake3: canonical_hash(&records)?,
             files,
             self_blake3: String::new(),
         }
@@ -159,6 +164,23 @@ impl TrajectoryLog {
         Ok(manifest)
     }
 
+    /// Reads a sealed step's episodes back, as they were written, after [`Self::verify`].
+    ///
+    /// # Errors
+    /// As [`Self::verify`]; [`RolloutError::Corrupt`] for a table that does not fit this release's layout.
+    pub fn read_step(&self, step: u32) -> Result<Vec<EpisodeRecord>, RolloutError> {
+        let manifest = self.verify(step)?;
+        let path = |table: Table| {
+            let of_table = |file: &&FileEntry| file.table == table.name();
+            let file = manifest.files.iter().find(of_table).ok_or_else(|| RolloutError::Corrupt {
+                path: self.manifest_path(step),
+                message: format!("the manifest names no file of table {}", table.name()),
+            })?;
+            Ok(self.root.join(&file.path))
+        };
+        read::episodes(path)
+    }
+
     /// Moves everything of steps after `last` (of all steps when `None`), and everything that no manifest
     /// names, to `quarantine`; returns the steps that were moved.
     ///
@@ -186,7 +208,7 @@ impl TrajectoryLog {
 }
 
 /// BLAKE3 over the records without times: equal seeds give equal hashes, on any day and in any attempt.
-fn canonical_hash(records: &[EpisodeRecord]) -> String {
+fn canonical_hash(records: &[EpisodeRecord]) -> Result<String, RolloutError> {
     let mut hasher = blake3::Hasher::new();
     for record in records {
         let mut plain = record.clone();
@@ -203,8 +225,9 @@ fn canonical_hash(records: &[EpisodeRecord]) -> String {
                 (call.t_start_ms, call.t_end_ms) = (0, 0);
             }
         }
-        // Debug prints every float so that it reads back to the same bits.
-        hasher.update(format!("{plain:?}\n").as_bytes());
+        // JSON prints every finite float so that it reads back to the same bits.
+        let row = serde_json::to_vec(&plain).map_err(|e| RolloutError::Log(e.to_string()))?;
+        hasher.update(&row).update(b"\n");
     }
-    hasher.finalize().to_hex().to_string()
+    Ok(hasher.finalize().to_hex().to_string())
 }

@@ -5,9 +5,13 @@
 mod columns;
 pub mod log;
 pub mod manifest;
+mod read;
 pub mod record;
 mod segment;
 pub mod table_in;
 mod tables;
 
 pub use tables::Table;
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,13 @@
 //! One finished episode as plain data: what the swarm hands to the log, to the rewards and to the learner.
-//! Columns are named as in the tables; `docs/log.md` describes them.
+//! Fields are named as in the tables (`docs/log.md` describes them), so that rows of the log read back as these types.
+
+use serde::{Deserialize, Serialize};
 
 use crate::tasks::{Split, TaskKind};
 
 /// How an episode ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Status {
     /// It gave an answer of its own accord.
     Ok,
@@ -29,7 +32,7 @@ impl Status {
 }
 
 /// One component of the reward; the reward is the sum of `value` over components.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RewardPart {
     /// `r_perf`, `r_parallel`, `r_finish`, or a plugin's own.
     pub component: String,
@@ -45,7 +48,7 @@ pub struct RewardPart {
 
 /// What the rewards made of an episode; `None` in [`EpisodeRecord`] while it is not scored, and for ever when
 /// infrastructure failed.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Scored {
     /// Sum of the parts.
     pub reward: f64,
@@ -68,11 +71,12 @@ pub struct Scored {
     /// `k25` or `blog`.
     pub reward_form: String,
     /// Rows of the rewards table.
+    #[serde(default)]
     pub parts: Vec<RewardPart>,
 }
 
 /// One assignment of work: row 0 is the orchestrator, each `assign_task` adds one.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AgentRecord {
     /// 0 = the orchestrator, then in order of assignment.
     pub agent_idx: u32,
@@ -115,7 +119,7 @@ pub struct AgentRecord {
 }
 
 /// A message that entered a context.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MessageRecord {
     /// `system`, `user`, `assistant` or `tool`.
     pub role: String,
@@ -126,7 +130,7 @@ pub struct MessageRecord {
 }
 
 /// A tool call inside a model call.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CallRecord {
     /// Unique in the agent.
     pub id: String,
@@ -143,7 +147,7 @@ pub struct CallRecord {
 }
 
 /// One model call.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
     /// Whose.
     pub agent_idx: u32,
@@ -175,8 +179,19 @@ pub struct StepRecord {
     pub policy_version: u64,
 }
 
+/// Sampled tokens that one weight version drew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionRun {
+    /// Index of the first token in the context.
+    pub start: u32,
+    /// Index after the last.
+    pub end: u32,
+    /// The version.
+    pub version: u64,
+}
+
 /// The token ids of a trainable context, exactly as the engine saw and sampled them.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct TokenBranch {
     /// From 0 within the episode.
     pub branch_idx: u32,
@@ -190,14 +205,14 @@ pub struct TokenBranch {
     pub step_offsets: Vec<u32>,
     /// Temperature of each model call, parallel to `step_offsets`.
     pub temperatures: Vec<f32>,
-    /// Runs of equal weight version over the sampled tokens: `(start, end, version)`.
-    pub policy_versions: Vec<(u32, u32, u64)>,
+    /// Runs of equal weight version over the sampled tokens.
+    pub policy_versions: Vec<VersionRun>,
     /// Per-token advantages; `None` until they are computed.
     pub advantages: Option<Vec<f32>>,
 }
 
 /// One episode.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EpisodeRecord {
     /// Unique in the run.
     pub episode_id: String,
@@ -216,6 +231,7 @@ pub struct EpisodeRecord {
     /// The key of the episode's random streams.
     pub seed: u64,
     /// Microseconds since 1970, UTC.
+    #[serde(rename = "started_at")]
     pub started_at_us: i64,
     /// Wall-clock milliseconds.
     pub duration_ms: i64,
@@ -228,6 +244,7 @@ pub struct EpisodeRecord {
     /// The final answer.
     pub answer: Option<String>,
     /// Reward and its parts.
+    #[serde(flatten)]
     pub scored: Option<Scored>,
     /// Sub-agent configurations made.
     pub n_subagents: u32,
@@ -236,6 +253,7 @@ pub struct EpisodeRecord {
     /// Assignments that finished.
     pub n_finished: u32,
     /// Most assignments running in one stage.
+    #[serde(rename = "max_concurrent")]
     pub max_concurrency: u32,
     /// Stages, one an orchestrator turn.
     pub n_stages: u32,
@@ -256,9 +274,12 @@ pub struct EpisodeRecord {
     /// Newest.
     pub policy_version_max: u64,
     /// Rows of the agents table.
+    #[serde(default)]
     pub agents: Vec<AgentRecord>,
     /// Rows of the steps table.
+    #[serde(default)]
     pub steps: Vec<StepRecord>,
     /// Rows of the tokens table.
+    #[serde(default)]
     pub branches: Vec<TokenBranch>,
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, BooleanArray, Float32Array, Int32Array, Int64Array, RecordBatch, StringArray};
 
 use super::columns::{Columns, structure};
-use super::record::{EpisodeRecord, TokenBranch};
+use super::record::{EpisodeRecord, TokenBranch, VersionRun};
 use crate::RolloutError;
 
 /// A table of the log.
@@ -208,11 +208,11 @@ fn tokens(keys: &Keys<'_>, records: &[EpisodeRecord]) -> Columns {
         Arc::new(Float32Array::from_iter_values(branches().flat_map(values)))
     };
     let mask: Vec<bool> = branches().flat_map(|b| b.loss_mask.iter().copied()).collect();
-    let runs: Vec<(u32, u32, u64)> = branches().flat_map(|b| b.policy_versions.iter().copied()).collect();
+    let runs: Vec<VersionRun> = branches().flat_map(|b| b.policy_versions.iter().copied()).collect();
     let run_elements = structure(vec![
-        ("start", false, Arc::new(Int32Array::from_iter_values(runs.iter().map(|r| r.0 as i32)))),
-        ("end", false, Arc::new(Int32Array::from_iter_values(runs.iter().map(|r| r.1 as i32)))),
-        ("version", false, Arc::new(Int64Array::from_iter_values(runs.iter().map(|r| r.2 as i64)))),
+        ("start", false, Arc::new(Int32Array::from_iter_values(runs.iter().map(|r| r.start as i32)))),
+        ("end", false, Arc::new(Int32Array::from_iter_values(runs.iter().map(|r| r.end as i32)))),
+        ("version", false, Arc::new(Int64Array::from_iter_values(runs.iter().map(|r| r.version as i64)))),
     ]);
     let advantages: Vec<Option<usize>> = branches().map(|b| b.advantages.as_ref().map(Vec::len)).collect();
     rows.keys(keys)

@@ -80,7 +80,8 @@ pub fn run(loaded: &Loaded<Config>, options: &Options, out: &mut dyn Write) -> R
         environment,
         policy,
         learning: learner.map(|learner| Learning { learner, refused_in_a_row: 0 }),
-        log: TrajectoryLog::new(folder.path(), meta),
+        log: TrajectoryLog::new(folder.path()),
+        log_meta: meta,
         checkpoints: Checkpoints::new(folder.path()),
         folder,
     };
@@ -157,6 +158,8 @@ struct Parts<'c> {
     policies: [String; 2],
     folder: RunFolder,
     log: TrajectoryLog,
+    /// What its files say about their origin.
+    log_meta: LogMeta,
     checkpoints: Checkpoints,
 }
 
@@ -168,7 +171,7 @@ impl Parts<'_> {
         let policy = self.policy.as_mut();
         let mut progress = |p| show.rollout(p);
         let batch = run_batch(self.config, &self.environment, rules, policy, &specs, step, &mut progress)?;
-        self.log.write_step(step as u32, &batch.records)?;
+        self.log.write_step(&self.log_meta, step as u32, &batch.records)?;
         let learned = match &mut self.learning {
             Some(learning) => Some(learning.update(self.config, policy, step, &batch, &show.learning())?),
             None => None,
