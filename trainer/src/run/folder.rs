@@ -64,7 +64,10 @@ impl RunFolder {
             Ok(meta) if meta.is_symlink() => return refuse("is a link; name the folder itself"),
             Ok(meta) if !meta.is_dir() => return refuse("is not a folder"),
             Ok(_) => {
-                let empty = durable::names(path)?.iter().all(|name| name == LOCK);
+                // A run that could not even begin leaves its lock, and perhaps half a marker.
+                let half = durable::temporary(&marker_path);
+                let begun = |name: &String| name != LOCK && Some(name.as_ref()) != half.file_name();
+                let empty = !durable::names(path)?.iter().any(begun);
                 let ours = marker_path.is_file();
                 if !empty && !ours {
                     return refuse("holds other files and no run of ours; nothing was changed");
@@ -98,10 +101,11 @@ impl RunFolder {
         while path.join(format!("logs/attempt_{attempt}")).exists() {
             attempt += 1;
         }
-        durable::create_dir(&path.join(format!("logs/attempt_{attempt}")))?;
+        // The marker first: without it, what else is there would not be known as ours.
         if !marker_path.is_file() {
             write_json(&marker_path, marker)?;
         }
+        durable::create_dir(&path.join(format!("logs/attempt_{attempt}")))?;
         Ok(Self { path: path.to_owned(), attempt, _lock: lock })
     }
 

@@ -35,7 +35,9 @@ impl Parts<'_> {
         resolved: &Value,
         named: Option<&Path>,
     ) -> Result<(u64, Vec<String>), TrainerError> {
-        let old = read_json(&self.folder.path().join("config.resolved.json"))?;
+        let config = self.folder.path().join("config.resolved.json");
+        // A run that ended before it wrote its config has done nothing that could differ.
+        let old = if config.exists() { read_json(&config)? } else { resolved.clone() };
         let differing: Vec<String> = differences(&old, resolved, &FREE_ON_RESUME)
             .into_iter()
             .map(|d| format!("{} is {} in the run and {} now", d.key, d.old, d.new))
