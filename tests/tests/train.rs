@@ -127,7 +127,7 @@ fn unfinished(folder: &Path) -> Vec<PathBuf> {
     let below = entries.map(|entry| entry.path()).filter(|path| !path.is_symlink());
     below
         .flat_map(|path| if path.is_dir() { unfinished(&path) } else { vec![path] })
-        .filter(partial)
+        .filter(|path| partial(path))
         .collect()
 }
 
