@@ -119,10 +119,11 @@ def bonuses(agents: pl.DataFrame, n_cap: int) -> pl.DataFrame:
 
 def score(episodes: pl.DataFrame, agents: pl.DataFrame, rules: RewardRules) -> pl.DataFrame:
     """Every scored episode under `rules`: one row each, with `raw_*`, `weight_*` and `value_*` for each of PARTS, and
-    `reward`, `baseline`, `advantage`, `zero_variance` (of its group) and the schedule's `stage`. The other columns of
-    `episodes` stay. Groups that an infrastructure failure took out have no reward and are left out.
+    `reward`, `baseline`, `advantage`, `zero_variance` (of its group) and the schedule's `stage`. The logged columns that
+    say the same of the run's own rules go, the others stay. Groups that an infrastructure failure took out have no reward and are left out.
     """
-    scored = episodes.filter(pl.col("reward").is_not_null()).drop("r_parallel", "r_finish", "stage")
+    replaced = ["r_parallel", "r_finish", "lambda_parallel", "lambda_finish", "stage", "reward_form"]
+    scored = episodes.filter(pl.col("reward").is_not_null()).drop(replaced)
     weights = pl.DataFrame(
         [(step, *rules.lambdas(step), rules.stage(step)) for step in scored["train_step"].unique().sort()],
         schema={"train_step": pl.Int32, "λ1": pl.Float64, "λ2": pl.Float64, "stage": pl.String},
