@@ -1,4 +1,4 @@
-"""Opens a run's trajectory log for analysis: the five tables, the metrics and the config, as polars frames and in DuckDB.
+"""Opens a run's trajectory log: the five tables, the metrics and the config, as polars frames and in DuckDB.
 
 What belongs to a run is what its step manifests name; no folder is searched for Parquet files. `docs/log.md` of the
 project documents every column.

@@ -120,7 +120,8 @@ def bonuses(agents: pl.DataFrame, n_cap: int) -> pl.DataFrame:
 def score(episodes: pl.DataFrame, agents: pl.DataFrame, rules: RewardRules) -> pl.DataFrame:
     """Every scored episode under `rules`: one row each, with `raw_*`, `weight_*` and `value_*` for each of PARTS, and
     `reward`, `baseline`, `advantage`, `zero_variance` (of its group) and the schedule's `stage`. The logged columns that
-    say the same of the run's own rules go, the others stay. Groups that an infrastructure failure took out have no reward and are left out.
+    say the same of the run's own rules go, the others stay. Groups that an infrastructure failure took out have no
+    reward and are left out.
     """
     replaced = ["r_parallel", "r_finish", "lambda_parallel", "lambda_finish", "stage", "reward_form"]
     scored = episodes.filter(pl.col("reward").is_not_null()).drop(replaced)

@@ -39,6 +39,9 @@ async def execute(path: pathlib.Path, run: str, turn: asyncio.Semaphore) -> str 
             await client.async_execute(env={**os.environ, "PARL_RUN": run})
         except CellExecutionError as error:
             return f"{path.name} on {run or 'the example'}:\n{error}"
+        finally:
+            # The client ends only kernels that it made itself.
+            await kernel.shutdown_kernel(now=True)
     shown = sum(1 for cell in cells for output in cell.outputs if "text/html" in output.get("data", {}))
     print(f"{path.name} on {pathlib.Path(run).name or 'the example'}: {len(cells)} cells, {shown} pictures and tables, "
           f"{time.monotonic() - begin:.1f} s", flush=True)

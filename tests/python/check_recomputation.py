@@ -32,10 +32,14 @@ VARIANTS = {
     "cosine": ["rewards.lambda_parallel={type: cosine, from: 0.05, to: 0.3, steps: 7}"],
     "exponential": ["rewards.lambda_finish={type: exponential, from: 0.3, to: 0.01, steps: 10}"],
     "stages": [
-        "rewards.lambda_parallel={type: stages, stages: [{until_step: 3, value: 0.3}, {until_step: 8, value: 0.1}], then: 0}",
+        "rewards.lambda_parallel={type: stages, stages: [{until_step: 3, value: 0.3}, {until_step: 8, value: 0.1}], "
+        "then: 0}",
         f"rewards.lambda_finish={LINE}",
     ],
-    "constant": ["rewards.lambda_parallel={type: constant, value: 0.1}", "rewards.lambda_finish={type: constant, value: 0.3}"],
+    "constant": [
+        "rewards.lambda_parallel={type: constant, value: 0.1}",
+        "rewards.lambda_finish={type: constant, value: 0.3}",
+    ],
     "leave one out": ["rewards.baseline=leave_one_out", f"rewards.lambda_parallel={LINE}"],
     "wide cap": ["rewards.n_cap=11", f"rewards.lambda_parallel={LINE}"],
     "blog": ["rewards.form=blog", f"rewards.lambda_parallel={LINE}", "rewards.baseline=leave_one_out"],
@@ -65,7 +69,8 @@ def compare(scored: pl.DataFrame, run: parl_log.Run) -> float:
     both = scored.join(episodes, on=parl_rewards.KEY, suffix="_logged", maintain_order="left")
     for part, name in [("r_perf", "perf"), ("r_parallel", "parallel"), ("r_finish", "finish")]:
         rows = run.rewards.filter(pl.col("component") == part)
-        rows = rows.select(*parl_rewards.KEY, *[pl.col(c).alias(f"{c}_{name}_logged") for c in ("raw", "weight", "value")])
+        values = [pl.col(c).alias(f"{c}_{name}_logged") for c in ("raw", "weight", "value")]
+        rows = rows.select(*parl_rewards.KEY, *values)
         both = both.join(rows, on=parl_rewards.KEY, how="left", maintain_order="left")
     assert both.select((pl.col("stage") == pl.col("stage_logged")).all()).item()
     columns = ["reward", "advantage"]
@@ -187,6 +192,10 @@ def check_refusals(scratch: pathlib.Path) -> None:
     run = parl_log.open_run(newer)
     assert run.rewards.height > 0 and run.metrics.height == 1
     assert not run.has("tokens") and run.has("steps")
+    os.environ.pop("PARL_RUN", None)
+    example = parl_log.open_run()
+    os.environ["PARL_RUN"] = str(parl_log.EXAMPLE_RUN.relative_to(ROOT))
+    assert example.folder == parl_log.EXAMPLE_RUN == parl_log.open_run().folder
 
     rules = json.loads((parl_log.EXAMPLE_RUN / "config.resolved.json").read_text())["rewards"]
     for key, value in [("form", "k26"), ("baseline", "median"), ("lambda_finish", {"type": "linaer"})]:
