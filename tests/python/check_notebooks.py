@@ -6,6 +6,7 @@ Usage: check_notebooks.py [RUN…]
 import asyncio
 import os
 import pathlib
+import re
 import sys
 import tempfile
 import time
@@ -19,6 +20,8 @@ NOTEBOOKS = pathlib.Path(__file__).resolve().parents[2] / "scripts" / "notebooks
 # Kernels at a time: most of a notebook's time goes to starting one.
 KERNELS = 2
 CELL_SECONDS = 120
+# What Jupyter paints its error texts with.
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 async def execute(path: pathlib.Path, run: str, turn: asyncio.Semaphore) -> str | None:
@@ -38,7 +41,7 @@ async def execute(path: pathlib.Path, run: str, turn: asyncio.Semaphore) -> str 
         try:
             await client.async_execute(env={**os.environ, "PARL_RUN": run})
         except CellExecutionError as error:
-            return f"{path.name} on {run or 'the example'}:\n{error}"
+            return f"{path.name} on {run or 'the example'}:\n{COLOUR.sub('', str(error))}"
         finally:
             # The client ends only kernels that it made itself.
             await kernel.shutdown_kernel(now=True)
