@@ -114,6 +114,27 @@ def check_advantages_of_tokens(run: parl_log.Run) -> None:
     assert both.select((pl.col("given") - pl.col("advantage")).abs().max()).item() <= 1e-7
 
 
+def check_corners() -> None:
+    """What runs seldom hold: equal rewards whose mean rounds, a group of one, copies of one order."""
+    equal = pl.DataFrame({"train_step": [0] * 8, "group_id": [*"aaaaaaab"], "reward": [0.1] * 8})
+    for baseline in ("mean", "leave_one_out"):
+        found = parl_rewards.advantages(equal, baseline)
+        assert found["zero_variance"].all() and found["advantage"].to_list() == [0.0] * 8, found
+    agents = pl.DataFrame(
+        {
+            "train_step": [0] * 5,
+            "episode_id": ["e"] * 5,
+            "agent_idx": range(5),
+            "stage": [None, 0, 0, 0, 1],
+            "assigned_prompt": ["task", "a", " a\u2003", "b", "c"],
+            "finished": [True, True, True, False, True],
+            "n_steps": [9, 2, 0, 3, 1],
+        }
+    )
+    (found,) = parl_rewards.bonuses(agents, 4).to_dicts()
+    assert (found["r_parallel"], found["r_finish"]) == (2 / 4, 2 / 4), found
+
+
 def check_orders() -> None:
     """Two groups by hand: one whose order turns, one in which a tie is broken."""
 
@@ -230,6 +251,7 @@ def check_hostile_text() -> None:
 
 
 def main(trained: pathlib.Path) -> None:
+    check_corners()
     check_orders()
     check_hostile_text()
     run = parl_log.open_run(trained)
