@@ -103,6 +103,10 @@ fn eval_command(args: &EvalArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         let model = checkpoint::model_in(path)?;
         config.rollout.orchestrator.policy = with_model(&config.rollout.orchestrator.policy, &model);
     }
+    if let Some(script) = args.policy {
+        // A script can be measured before there is a model to take its place.
+        config.rollout.orchestrator.policy = PolicyConfig::Scripted { script };
+    }
     let environment = Environment::new(&config).map_err(TrainerError::from)?;
     let (name, mut policy) = match (args.policy, &args.checkpoint) {
         (Some(script), _) => (script.name(), scripted(&environment, script, &config)?),
