@@ -5,6 +5,7 @@ machine that notes what it gets.
 Usage: check_tracking.py RUN [OURS=THEIRS…]   the run's tracking has both sinks; names that its style changes
 """
 
+import datetime
 import http.server
 import json
 import os
@@ -25,9 +26,8 @@ from wandb.proto import wandb_internal_pb2
 AXES = ("step", "timestamp")
 
 
-def expected(run: pathlib.Path, aliases: dict[str, str]) -> list[dict]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert lines and [line["step"] for line in lines] == list(range(len(lines)))
+def read(path: pathlib.Path, aliases: dict[str, str]) -> list[dict]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [{aliases.get(k, k): v for k, v in line.items() if v is not None} for line in lines]
 
 
@@ -66,7 +66,7 @@ def records(path: pathlib.Path) -> list:
         if kind in (1, 4):
             found.append(wandb_internal_pb2.Record.FromString(begun))
             begun = b""
-    assert not begun and len(data) > 32768, "a test of blocks needs more than one"
+    assert not begun
     return found
 
 
@@ -79,23 +79,33 @@ def wanted_row(line: dict) -> dict:
     return row | {"_step": line["step"], "_timestamp": line["timestamp"]}
 
 
-def check_records(run: pathlib.Path, lines: list[dict]) -> tuple[pathlib.Path, str]:
-    (path,) = run.glob("wandb/offline-run-*/run-*.wandb")
-    found = records(path)
-    kinds = [record.WhichOneof("record_type") for record in found]
-    assert kinds == ["header", "run"] + ["history"] * len(lines) + ["exit"], kinds
-    assert [record.num for record in found] == list(range(1, len(found) + 1))
-    about = found[1].run
+def check_records(run: pathlib.Path, lines: dict[tuple, dict]) -> tuple[list[pathlib.Path], list[dict]]:
+    """The run's files and the lines in them. A file that was uploaded keeps its lines when the run goes on from an
+    earlier step, so they may be of an earlier launch."""
+    paths, told = sorted(run.glob("wandb/offline-run-*/run-*.wandb")), []
     config = json.loads((run / "config.resolved.json").read_text())
-    assert {item.nested_key[0]: json.loads(item.value_json) for item in about.config.update} == config
-    assert about.display_name == config["run"]["name"] and about.run_id == path.stem.removeprefix("run-")
-    assert path.parent.name.endswith("-" + about.run_id) and found[-1].exit.exit_code == 0
-    for record, line in zip(found[2:-1], lines):
-        assert record.history.step.num == line["step"]
-        row = row_of(record.history.item)
-        assert abs(row.pop("_runtime") - (line["timestamp"] - about.start_time.ToMicroseconds() / 1e6)) < 1e-3
-        assert row == wanted_row(line), (row, line)
-    return path, about.run_id
+    begin = datetime.datetime.fromisoformat(json.loads((run / "parl-run.json").read_text())["made_at"]).timestamp()
+    for path in paths:
+        found = records(path)
+        kinds = [record.WhichOneof("record_type") for record in found]
+        rows = (len(found) - 3) // 2
+        assert kinds == ["header", "run"] + ["history", "summary"] * rows + ["exit"], kinds
+        assert [record.num for record in found] == list(range(1, len(found) + 1))
+        about = found[1].run
+        if path == paths[-1]:
+            assert {item.nested_key[0]: json.loads(item.value_json) for item in about.config.update} == config
+        assert about.display_name == config["run"]["name"] and about.run_id == path.stem.removeprefix("run-")
+        assert path.parent.name.endswith("-" + about.run_id) and found[-1].exit.exit_code == 0
+        for history, summary in zip(found[2:-1:2], found[3:-1:2]):
+            row = row_of(history.history.item)
+            assert row == row_of(summary.summary.update)
+            line = lines[row["_step"], row["attempt"]]
+            assert history.history.step.num == row["_step"]
+            assert abs(row.pop("_runtime") - (line["timestamp"] - begin)) < 1e-3
+            assert row == wanted_row(line), (row, line)
+            told.append(line)
+    assert [line["step"] for line in told] == list(range(len(told)))
+    return [path.parent for path in paths], told
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -108,6 +118,9 @@ class Server(http.server.ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.runs, self.history, self.ends, self.files = [], {}, [], {}
 
+    def handle_error(self, *_) -> None:
+        """The client cuts connections when it is done."""
+
     def graphql(self, request: dict) -> dict:
         values = request["variables"]
         if request["operationName"] == "UpsertBucket":
@@ -115,9 +128,9 @@ class Server(http.server.ThreadingHTTPServer):
             project = {"id": "p", "name": values["project"], "entity": {"id": "e", "name": "someone"}}
             bucket = {"id": "b", "name": values["name"], "displayName": values["displayName"], "description": None,
                       "config": values["config"], "sweepName": None, "project": project,
-                      # As of a run that was uploaded before: the rows must be sent again from the first.
-                      "historyLineCount": 5}
-            return {"upsertBucket": {"bucket": bucket, "inserted": False}}
+                      # The client appends to the rows that there are.
+                      "historyLineCount": len(self.history)}
+            return {"upsertBucket": {"bucket": bucket, "inserted": not self.history}}
         if request["operationName"] == "CreateRunFiles":
             files = [{"name": name, "uploadUrl": f"{self.url}/files/{name}"} for name in values["files"]]
             return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}
@@ -156,41 +169,46 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def check_sync(folder: pathlib.Path, run_id: str, config: dict, lines: list[dict]) -> None:
+def check_sync(folders: list[pathlib.Path], config: dict, lines: list[dict]) -> None:
     server = Server()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with tempfile.TemporaryDirectory() as home:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
         environment |= {"HOME": home, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40, "NO_PROXY": "127.0.0.1",
                         "WANDB_ERROR_REPORTING": "false", "XDG_CACHE_HOME": home, "XDG_CONFIG_HOME": home}
-        sync = [sys.executable, "-m", "wandb", "sync", str(folder)]
+        sync = [sys.executable, "-m", "wandb", "sync", "--include-synced", *map(str, folders)]
         done = subprocess.run(sync, env=environment, cwd=home, timeout=50, capture_output=True, text=True)
     assert done.returncode == 0 and "Finished syncing" in done.stderr, (done.stdout, done.stderr)
     server.shutdown()
     first = server.runs[0]
     told = config["tracking"]["wandb"]
-    assert (first["name"], first["displayName"]) == (run_id, config["run"]["name"]), first
+    assert folders[0].name.endswith("-" + first["name"]) and first["displayName"] == config["run"]["name"], first
+    assert len({run["name"] for run in server.runs}) == 1
     assert (first["project"], first["groupName"], first["tags"]) == (told["project"], told["group"], told["tags"] or None)
-    uploaded = {name: entry["value"] for name, entry in json.loads(first["config"]).items() if name != "_wandb"}
+    uploaded = json.loads(server.runs[-1]["config"])
+    uploaded = {name: entry["value"] for name, entry in uploaded.items() if name != "_wandb"}
     assert uploaded == config
     assert sorted(server.history) == list(range(len(lines))), "rows are missing, or begin at another place"
     for at, line in enumerate(lines):
         row = server.history[at]
         row.pop("_runtime")
         assert row == wanted_row(line), (row, line)
-    assert server.ends == [0], server.ends
+    assert server.ends == [0] * len(folders), server.ends
     summary = json.loads(server.files["wandb-summary.json"])
     last = wanted_row(lines[-1])
     assert {name: summary[name] for name in last} == last, summary
 
 
 def main(run: pathlib.Path, aliases: dict[str, str]) -> None:
-    lines = expected(run, aliases)
+    lines = read(run / "metrics.jsonl", aliases)
+    assert lines and [line["step"] for line in lines] == list(range(len(lines)))
+    aside = [line for path in run.glob("quarantine/*/metrics.jsonl") for line in read(path, aliases)]
     points = check_tensorboard(run, lines)
-    path, run_id = check_records(run, lines)
-    check_sync(path.parent, run_id, json.loads((run / "config.resolved.json").read_text()), lines)
+    folders, told = check_records(run, {(line["step"], line["attempt"]): line for line in aside + lines})
+    assert len(told) == len(lines)
+    check_sync(folders, json.loads((run / "config.resolved.json").read_text()), told)
     print(f"{len(lines)} steps, {points} values: TensorBoard {tensorboard.__version__} reads them, and W&B's client "
-          f"{wandb.__version__} reads and uploads them")
+          f"{wandb.__version__} reads and uploads them from {len(folders)} files")
 
 
 if __name__ == "__main__":

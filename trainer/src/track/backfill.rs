@@ -1,6 +1,6 @@
 //! Sinks' files for a run that is over, out of its `metrics.jsonl`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::config::{Format, TrackingConfig};
 use super::tensorboard::EventFile;
-use super::wandb::{self, OfflineRun};
+use super::wandb::OfflineRun;
 use super::{About, Sink, line};
 use crate::config::{self, ConfigErrors, Issue, Validate};
 use crate::error::TrainerError;
@@ -50,24 +50,26 @@ pub fn backfill(run: &Path, overrides: &[String]) -> Result<Vec<String>, Trainer
     }
     let about = About::new(run, &marker, &resolved)?;
     let lines = line::read(run, config.style, about.began_at, u64::MAX)?;
-    let mut told = Vec::new();
-    for format in &config.sinks {
-        let place = write(*format, &config, &about, &lines)?;
-        told.push(format!("{}: {} steps in {}", format.name(), lines.len(), place.display()));
-    }
-    Ok(told)
+    config.sinks.iter().map(|format| write(*format, &config, &about, &lines)).collect()
 }
 
+/// Writes the files of a sink; returns what they are.
 fn write(
     format: Format,
     config: &TrackingConfig,
     about: &About,
     lines: &[line::Line],
-) -> Result<PathBuf, TrainerError> {
-    let (mut sink, place): (Box<dyn Sink>, PathBuf) = match format {
-        Format::Tensorboard => (Box::new(EventFile::replace(about, lines)?), about.run.join("tensorboard")),
-        Format::Wandb => (Box::new(OfflineRun::open(about, &config.wandb, lines)?), wandb::folder(about)),
-    };
-    sink.finish(0)?;
-    Ok(place)
+) -> Result<String, TrainerError> {
+    Ok(match format {
+        Format::Tensorboard => {
+            EventFile::replace(about, lines)?.finish(0)?;
+            format!("tensorboard: {} steps in {}", lines.len(), about.run.join("tensorboard").display())
+        }
+        Format::Wandb => {
+            let mut run = OfflineRun::open(about, &config.wandb, lines)?;
+            run.finish(0)?;
+            let (rows, folder) = (run.rows(), run.folder().display());
+            format!("wandb: {rows} steps that were not uploaded yet in {folder}")
+        }
+    })
 }

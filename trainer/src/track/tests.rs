@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::line::{alias, read};
 use super::tensorboard::{Event, masked_crc};
-use super::wandb::{Record, folder, frame};
+use super::wandb::{Record, frame};
 use super::*;
 use crate::config::Config;
 
@@ -108,27 +108,29 @@ fn rewards(run: &Path) -> Vec<(i64, f32)> {
     found
 }
 
-/// Steps and rewards in the W&B file, and its exit code.
-fn uploaded(about: &About) -> (Vec<(i64, String)>, Option<i32>) {
-    let folder = folder(about);
-    let name = durable::names(&folder).unwrap().into_iter().find(|name| name.ends_with(".wandb")).unwrap();
-    let bytes = fs::read(folder.join(name)).unwrap();
+/// Steps and rewards in each of the W&B files, oldest first, with its exit code.
+fn offline(run: &Path) -> Vec<(Vec<(u64, String)>, Option<i32>)> {
+    let wandb = run.join("wandb");
+    let files = durable::names(&wandb).unwrap().into_iter().map(|folder| {
+        let id = folder.rsplit('-').next().unwrap();
+        fs::read(wandb.join(&folder).join(format!("run-{id}.wandb"))).unwrap()
+    });
+    files.map(|bytes| contents(&bytes)).collect()
+}
+
+fn contents(bytes: &[u8]) -> (Vec<(u64, String)>, Option<i32>) {
     assert_eq!(&bytes[..7], b":W&B\xe1\xbe\x00");
-    // The header counts as part of the first block.
-    let records: Vec<Record> = {
-        let mut padded = vec![0, 0, 0, 0, 0, 0, 0];
-        let crc = crc32fast::hash(&[1]).to_le_bytes();
-        padded[..4].copy_from_slice(&crc);
-        padded[6] = 1;
-        padded.extend(&bytes[7..]);
-        self::records(&padded).iter().skip(1).map(|r| Record::decode(&r[..]).unwrap()).collect()
-    };
+    // The header counts as part of the first block: an empty chunk of its size stands in for it.
+    let mut chunks = [&crc32fast::hash(&[1]).to_le_bytes()[..], &[0, 0, 1]].concat();
+    chunks.extend(&bytes[7..]);
+    let records: Vec<Record> =
+        records(&chunks).iter().skip(1).map(|record| Record::decode(&record[..]).unwrap()).collect();
     assert!(records.iter().enumerate().all(|(i, record)| record.num == i as i64 + 1));
     assert!(records[0].header.is_some() && records[1].run.is_some());
     let row = |record: &Record| {
         let history = record.history.clone()?;
         let reward = history.item.iter().find(|item| item.nested_key == ["reward/mean"])?;
-        Some((history.step?.num, reward.value_json.clone()))
+        Some((history.step?.num as u64, reward.value_json.clone()))
     };
     let exit = records.last().and_then(|record| record.exit).map(|exit| exit.exit_code);
     (records.iter().filter_map(row).collect(), exit)
@@ -158,48 +160,78 @@ fn records_of_any_length_at_any_place_of_a_block_come_back() {
     assert!(records(&bytes) == sent);
 }
 
-#[test]
-fn a_resumed_run_has_each_step_once_in_both_formats() {
-    let run = scratch("resume");
-    let config =
-        TrackingConfig { sinks: vec![Format::Tensorboard, Format::Wandb], ..TrackingConfig::default() };
-    // Steps 0 to 4 are done, 3 and 4 after the checkpoint that the second attempt goes on from.
-    let mut tracker = start(&config, &about(&run, 0, 0));
+fn rows(rewards: &[(u64, f64)]) -> Vec<(u64, String)> {
+    rewards.iter().map(|(step, reward)| (*step, format!("{reward:?}"))).collect()
+}
+
+/// A launch that is stopped after five steps, and one that goes on from the checkpoint after the third; between them
+/// `between` is called.
+fn two_launches(run: &Path, between: &dyn Fn()) {
+    let sinks = vec![Format::Tensorboard, Format::Wandb];
+    let config = TrackingConfig { sinks, ..TrackingConfig::default() };
+    let mut tracker = start(&config, &about(run, 0, 0));
     for step in 0..5 {
         assert!(tracker.offer(&text(step, step as f64)).is_empty());
     }
     drop(tracker);
-    assert_eq!(rewards(&run).len(), 5);
-    assert_eq!(uploaded(&about(&run, 0, 0)).1, Some(1), "a run that ends without its end has failed");
-
-    let kept: String = (0..3).map(|step| text(step, step as f64) + "\n").collect();
-    fs::write(run.join("metrics.jsonl"), kept).unwrap();
-    let mark = folder(&about(&run, 0, 0));
-    let id = mark.to_string_lossy().rsplit('-').next().unwrap().to_owned();
-    fs::write(mark.join(format!("run-{id}.wandb.synced")), "").unwrap();
-    let mut tracker = start(&config, &about(&run, 1, 3));
-    for step in 3..6 {
+    assert_eq!(rewards(run).len(), 5);
+    assert_eq!(offline(run)[0].1, Some(1), "a run that ends without its end has failed");
+    between();
+    let (mut metrics, _) = durable::Lines::open(&run.join("metrics.jsonl")).unwrap();
+    (0..3).for_each(|step| metrics.append(&text(step, step as f64)).unwrap());
+    let mut tracker = start(&config, &about(run, 1, 3));
+    for step in 3..7 {
         // It may be in the file before the sink looks.
         let line = text(step, 10.0 + step as f64);
-        let mut lines = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-        lines += &format!("{line}\n");
-        fs::write(run.join("metrics.jsonl"), lines).unwrap();
+        metrics.append(&line).unwrap();
         assert!(tracker.offer(&line).is_empty());
     }
-    assert_eq!(tracker.finish(Duration::from_secs(60)), Vec::<String>::new());
-    let wanted = [(0, 0.0), (1, 1.0), (2, 2.0), (3, 13.0), (4, 14.0), (5, 15.0)];
-    assert_eq!(rewards(&run), wanted);
-    let (rows, exit) = uploaded(&about(&run, 1, 3));
-    assert_eq!(rows, wanted.map(|(step, reward)| (step, format!("{reward:?}"))));
-    assert_eq!(exit, Some(0));
-    assert!(!mark.join(format!("run-{id}.wandb.synced")).exists(), "`wandb sync` would pass it over");
+    assert_eq!(tracker.finish(Duration::from_mins(1)), Vec::<String>::new());
+}
+
+const RESUMED: [(u64, f64); 7] = [(0, 0.0), (1, 1.0), (2, 2.0), (3, 13.0), (4, 14.0), (5, 15.0), (6, 16.0)];
+
+#[test]
+fn a_resumed_run_has_each_step_once_in_both_formats() {
+    let run = scratch("resume");
+    two_launches(&run, &|| ());
+    assert_eq!(rewards(&run), RESUMED.map(|(step, reward)| (step as i64, reward as f32)));
+    assert_eq!(offline(&run), [(rows(&RESUMED), Some(0))]);
     assert_eq!(durable::names(&run.join("tensorboard")).unwrap().len(), 2);
-    assert_eq!(durable::names(&run.join("wandb")).unwrap(), [format!("offline-run-20260102_030405-{id}")]);
 
     // Sinks that are turned on later have the earlier steps too.
     fs::remove_dir_all(run.join("tensorboard")).unwrap();
-    start(&config, &about(&run, 2, 6)).finish(Duration::from_secs(60));
-    assert_eq!(rewards(&run), wanted);
+    let config = TrackingConfig { sinks: vec![Format::Tensorboard], ..TrackingConfig::default() };
+    start(&config, &about(&run, 2, 7)).finish(Duration::from_mins(1));
+    assert_eq!(rewards(&run).len(), 7);
+    fs::remove_dir_all(run).unwrap();
+}
+
+#[test]
+fn what_was_uploaded_is_left_alone_and_not_written_twice() {
+    let run = scratch("uploaded");
+    let mark = || {
+        for folder in durable::names(&run.join("wandb")).unwrap() {
+            let id = folder.rsplit('-').next().unwrap();
+            fs::write(run.join(format!("wandb/{folder}/run-{id}.wandb.synced")), "").unwrap();
+        }
+    };
+    two_launches(&run, &mark);
+    let first: Vec<(u64, f64)> = (0..5).map(|step| (step, step as f64)).collect();
+    let later = [(5, 15.0), (6, 16.0)];
+    assert_eq!(offline(&run), [(rows(&first), Some(1)), (rows(&later), Some(0))]);
+
+    // Afterwards too, and as often as one likes.
+    let settings = TrackingConfig::default().wandb;
+    let lines = read(&run, Style::Parl, 0.0, u64::MAX).unwrap();
+    for _ in 0..2 {
+        let mut again = OfflineRun::open(&about(&run, 0, 0), &settings, &lines).unwrap();
+        again.finish(0).unwrap();
+        assert_eq!(offline(&run), [(rows(&first), Some(1)), (rows(&later), Some(0))]);
+    }
+    mark();
+    let nothing = OfflineRun::open(&about(&run, 0, 0), &settings, &lines).unwrap();
+    assert_eq!(nothing.rows(), 0);
     fs::remove_dir_all(run).unwrap();
 }
 
@@ -248,7 +280,7 @@ fn a_stuck_sink_costs_lines_and_neither_the_run_nor_other_sinks() {
     let dropped = tracker.feeds[0].dropped;
     assert!((10..=11).contains(&dropped), "{dropped}");
     drop(held);
-    let notes = tracker.finish(Duration::from_secs(60));
+    let notes = tracker.finish(Duration::from_mins(1));
     assert!(notes.len() == 1 && notes[0].contains(&format!("stuck lost {dropped} lines")), "{notes:?}");
     assert_eq!(stuck_lines.iter().count() as u64, n - dropped + 1);
     assert_eq!(free_lines.recv().unwrap(), 1000);
@@ -287,7 +319,7 @@ fn a_dead_sink_is_told_of_once_with_its_reason() {
     assert!(tracker.finish(PATIENCE).is_empty());
 
     let refused: Open = Box::new(|| Err(TrainerError::Internal("no room".into())));
-    let notes = Tracker::new(Style::Parl, vec![("dead", refused)]).finish(Duration::from_secs(60));
+    let notes = Tracker::new(Style::Parl, vec![("dead", refused)]).finish(Duration::from_mins(1));
     assert!(notes.len() == 1 && notes[0].contains("dead failed: internal: no room"), "{notes:?}");
 }
 
