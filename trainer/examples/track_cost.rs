@@ -1,7 +1,7 @@
 //! Measures what a step pays for its sinks: how long the offer of a line takes, with sinks that write, one that has
 //! died, and one that hangs. Prints one JSON line, in microseconds.
 //!
-//! `cargo run --release -p parl-trainer --example track_cost METRICS_JSONL FOLDER`
+//! After a build of the workspace with all targets: `target/release/examples/track_cost METRICS_JSONL FOLDER`
 #![expect(clippy::print_stdout, reason = "the line is the program's output")]
 
 use std::path::{Path, PathBuf};

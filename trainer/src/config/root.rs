@@ -90,7 +90,7 @@ pub struct Config {
     pub learner: LearnerConfig,
     /// The warm start (`trainer sft`).
     pub sft: SftConfig,
-    /// Tracking.
+    /// Copies of the metrics for tools that people look at runs with (docs/tracking.md).
     pub tracking: TrackingConfig,
 }
 

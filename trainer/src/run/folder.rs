@@ -216,11 +216,17 @@ mod tests {
         assert_eq!(folder.attempt, 0);
         assert!(text(Used::Refuse).contains("holds a run already"));
         assert!(text(Used::Clean).contains("another process"));
+        let held =
+            |path: &Path| RunFolder::hold(path).map(|folder| folder.attempt).map_err(|e| e.to_string());
+        assert!(held(&path).unwrap_err().contains("another process"));
         fs::write(path.join("metrics.jsonl"), "x").unwrap();
         drop(folder);
+        assert_eq!(held(&path), Ok(0));
+        assert!(held(&root).unwrap_err().contains("no run of ours"));
         let folder = open(Used::Resume).unwrap();
-        assert_eq!(folder.attempt, 1);
+        assert_eq!((folder.attempt, folder.marker().unwrap()), (1, marker.clone()));
         drop(folder);
+        assert_eq!(held(&path), Ok(1));
         drop(open(Used::Clean).unwrap());
         assert!(!path.join("metrics.jsonl").exists() && path.join(MARKER).is_file());
         let foreign = root.join("foreign");
