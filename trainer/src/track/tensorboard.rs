@@ -125,7 +125,9 @@ impl EventFile {
                 &mut head,
             );
         }
-        lines.iter().for_each(|line| frame(&event(line), &mut head));
+        for line in lines {
+            frame(&event(line), &mut head);
+        }
         durable::create_dir(&about.run.join("tensorboard"))?;
         Ok(Self(Growing::begin(&path(about), &head)?))
     }

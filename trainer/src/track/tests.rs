@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::line::{alias, read};
 use super::tensorboard::{Event, masked_crc};
-use super::wandb::{Record, frame};
+use super::wandb::log::{Record, frame};
 use super::*;
 use crate::config::Config;
 
@@ -108,8 +108,11 @@ fn rewards(run: &Path) -> Vec<(i64, f32)> {
     found
 }
 
-/// Steps and rewards in each of the W&B files, oldest first, with its exit code.
-fn offline(run: &Path) -> Vec<(Vec<(u64, String)>, Option<i32>)> {
+/// Steps and rewards in a W&B file, and its exit code.
+type Contents = (Vec<(u64, String)>, Option<i32>);
+
+/// What the W&B files hold, oldest first.
+fn offline(run: &Path) -> Vec<Contents> {
     let wandb = run.join("wandb");
     let files = durable::names(&wandb).unwrap().into_iter().map(|folder| {
         let id = folder.rsplit('-').next().unwrap();
@@ -118,7 +121,7 @@ fn offline(run: &Path) -> Vec<(Vec<(u64, String)>, Option<i32>)> {
     files.map(|bytes| contents(&bytes)).collect()
 }
 
-fn contents(bytes: &[u8]) -> (Vec<(u64, String)>, Option<i32>) {
+fn contents(bytes: &[u8]) -> Contents {
     assert_eq!(&bytes[..7], b":W&B\xe1\xbe\x00");
     // The header counts as part of the first block: an empty chunk of its size stands in for it.
     let mut chunks = [&crc32fast::hash(&[1]).to_le_bytes()[..], &[0, 0, 1]].concat();
