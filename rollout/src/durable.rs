@@ -236,6 +236,41 @@ impl Lines {
     }
 }
 
+/// A file of bytes that only grows, in a format that tells a torn end by itself.
+#[derive(Debug)]
+pub struct Growing {
+    path: PathBuf,
+    file: File,
+}
+
+impl Growing {
+    /// Puts a file that begins with `head` in the place of what is at `path`; a reader sees the old file or the head.
+    ///
+    /// # Errors
+    /// [`RolloutError::Io`]; the old file is untouched then.
+    pub fn begin(path: &Path, head: &[u8]) -> Result<Self, RolloutError> {
+        write_atomic(path, head)?;
+        let file = OpenOptions::new().append(true).open(path);
+        Ok(Self { path: path.to_owned(), file: file.map_err(failed(path, "cannot open for appending"))? })
+    }
+
+    /// Appends bytes.
+    ///
+    /// # Errors
+    /// [`RolloutError::Io`].
+    pub fn append(&mut self, bytes: &[u8]) -> Result<(), RolloutError> {
+        self.file.write_all(bytes).map_err(failed(&self.path, "cannot append"))
+    }
+
+    /// Makes what was appended durable.
+    ///
+    /// # Errors
+    /// [`RolloutError::Io`].
+    pub fn sync(&mut self) -> Result<(), RolloutError> {
+        self.file.sync_data().map_err(failed(&self.path, "cannot sync"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

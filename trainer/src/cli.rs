@@ -33,6 +33,8 @@ pub enum Command {
     Sft(SftArgs),
     /// Measure a scripted policy, or the config's own, on held-out tasks.
     Eval(EvalArgs),
+    /// Write what trackers read (TensorBoard, W&B) for a run that is over.
+    Track(TrackArgs),
     /// Look at configs without running them.
     Config {
         /// What to do with them.
@@ -105,6 +107,20 @@ pub struct EvalArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `track`.
+#[derive(Debug, Args)]
+pub struct TrackArgs {
+    /// Folder of the run.
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// Write the files of all sinks anew, from the run's metrics.jsonl.
+    #[arg(long, required = true)]
+    pub backfill: bool,
+    /// `tracking.key=value`, laid over the run's own config.
+    #[arg(value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
 }
 
 /// Verbs of `config`.

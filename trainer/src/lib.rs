@@ -10,5 +10,6 @@ mod error;
 pub mod learner;
 pub mod run;
 pub mod sft;
+pub mod track;
 
 pub use error::TrainerError;

@@ -16,6 +16,7 @@ use parl_trainer::run::eval::{Row, evaluate, print_table};
 use parl_trainer::run::folder::Used;
 use parl_trainer::run::seats::{configured, scripted};
 use parl_trainer::run::{Options, run};
+use parl_trainer::track::backfill::backfill;
 
 fn main() -> ExitCode {
     let arguments: Result<Vec<String>, _> =
@@ -61,6 +62,10 @@ fn dispatch(command: Command, out: &mut dyn Write) -> anyhow::Result<()> {
         Command::Run(args) => run_command(&args, out),
         Command::Sft(args) => Ok(parl_trainer::sft::run(&load(&args.layers)?.config, &args.out, out)?),
         Command::Eval(args) => eval_command(&args, out),
+        Command::Track(args) => {
+            let told = backfill(&args.run, &args.overrides)?;
+            told.iter().try_for_each(|line| Ok(writeln!(out, "{line}")?))
+        }
         Command::Config { command: ConfigCommand::Schema } => print_json(out, &config::schema::<Config>()),
         Command::Config { command: ConfigCommand::Reference } => {
             let defaults = serde_json::to_value(Config::default())?;
