@@ -32,7 +32,7 @@ fn params(shape: &ModelShape) -> std::collections::HashMap<String, Tensor> {
     // Wider than a fresh model, so that distributions are far from flat.
     initial(shape, 3)
         .into_iter()
-        .map(|(n, p)| (n.clone(), if n.contains("norm") { p } else { p * 12.0 }))
+        .map(|(n, p)| (n.clone(), if n.contains("norm") { p } else { p * 2.0 }))
         .collect()
 }
 

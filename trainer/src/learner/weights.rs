@@ -13,16 +13,28 @@ use super::LearnerError;
 use super::model::Params;
 use super::step::floats;
 
-/// Fresh weights: normal with deviation 0.02, projections back to the residual stream divided by √(2·layers), norms 1,
-/// biases 0 (GPT-2's scheme).
+/// Deviation of fresh embeddings: large beside what the layers add to the residual stream in their first updates, so
+/// that a token stays known by its identity, which all looking up in the context starts from.
+const EMBEDDING: f64 = 0.5;
+/// Weight of the last norm: with a tied head it undoes the embeddings' scale, so that all tokens begin about as likely.
+const LAST_NORM: f32 = 0.05;
+
+/// Fresh weights: normal, projections with deviation 1/√inputs (those back to the residual stream divided by
+/// √(2·layers) too, as GPT-2 has it), norms 1 but the last, biases 0.
 pub fn initial(shape: &ModelShape, seed: u64) -> Params {
     let mut params = Params::new();
     for (i, (name, dims)) in shape.tensors().into_iter().enumerate() {
         let n: usize = dims.iter().product();
         let residual = matches!(name.rsplit('.').next(), Some("o" | "down"));
-        let deviation = if residual { 0.02 / (2.0 * shape.layers as f64).sqrt() } else { 0.02 };
+        let scale = match dims.as_slice() {
+            [_, inputs] if name.starts_with("layers") => (*inputs as f64).sqrt().recip(),
+            _ => EMBEDDING,
+        };
+        let deviation = if residual { scale / (2.0 * shape.layers as f64).sqrt() } else { scale };
         let key = RngKey { seed, stream: Stream::Init, episode: i as u64, agent: 0 };
-        let values: Vec<f32> = if name.contains("norm") {
+        let values: Vec<f32> = if name == "norm" {
+            vec![LAST_NORM; n]
+        } else if name.contains("norm") {
             vec![1.0; n]
         } else if name.ends_with("bias") {
             vec![0.0; n]

@@ -68,15 +68,18 @@ pub fn samples(
     let progress = step as f64 / sft.steps as f64;
     let drills = if progress < sft.drill_until { sft.drill_share } else { sft.drill_share / 4.0 };
     let n_drills = (f64::from(sft.episodes_per_step) * drills) as usize;
+    // Slowly at first: looking up is found among few facts, or not for long.
+    let hard = (progress / sft.drill_until).min(1.0).powi(2);
     let mut samples: Vec<Sample> = (0..n_drills)
         .map(|i| {
             let first = DRILLS + (step * 1000 + i as u64) * TASKS_OF_A_DRILL;
-            match choices.below(3) {
-                0 => labels(&environment.dialect, &mut choices),
-                1 => drill(environment, first, &mut choices),
+            match choices.below(4) {
+                0 => echo(&environment.dialect, hard, &mut choices),
+                1 => labels(&environment.dialect, hard, &mut choices),
+                2 => drill(environment, first, hard, &mut choices),
                 _ => match reading(environment, first, &mut choices)? {
                     Some(sample) => Ok(sample),
-                    None => drill(environment, first, &mut choices),
+                    None => drill(environment, first, hard, &mut choices),
                 },
             }
         })
@@ -130,8 +133,10 @@ pub fn probes(
         probes.extend(reading(environment, first, &mut choices)?.map(|sample| ("reading", sample)));
     }
     for i in 0..tasks {
-        probes
-            .push(("drill", drill(environment, DRILLS / 2 + u64::from(i) * TASKS_OF_A_DRILL, &mut choices)?));
+        probes.push((
+            "drill",
+            drill(environment, DRILLS / 2 + u64::from(i) * TASKS_OF_A_DRILL, 1.0, &mut choices)?,
+        ));
     }
     Ok(probes)
 }
@@ -253,9 +258,10 @@ fn reading(
 fn drill(
     environment: &Environment,
     first_task: u64,
+    hard: f64,
     choices: &mut Choices,
 ) -> Result<Sample, parl_rollout::RolloutError> {
-    let wanted = 3 + choices.below(10);
+    let wanted = facts_of_a_drill(hard, choices);
     let mut facts: Vec<(String, String)> = Vec::new();
     for number in first_task..first_task + TASKS_OF_A_DRILL {
         for part in &environment.demonstration_spec(number).task.parts {
@@ -272,8 +278,33 @@ fn drill(
     said_again(&environment.dialect, facts, choices)
 }
 
+/// Any words of the vocabulary, said again in their order; the loss is on all but the first time. What followed a word
+/// before follows it again: the first thing to learn of looking up, and the only one with a lesson in every word.
+fn echo(dialect: &Dialect, hard: f64, choices: &mut Choices) -> Result<Sample, parl_rollout::RolloutError> {
+    let vocabulary = vocabulary();
+    let words: Vec<&String> = vocabulary.iter().filter(|w| w.len() > 2).collect();
+    let mut once = Vec::new();
+    for _ in 0..3 + choices.below(2 + (hard * 40.0) as usize) {
+        once.extend(dialect.encode_text(words[choices.below(words.len())])?);
+    }
+    let mut sample = Sample::default();
+    for round in 0..3 {
+        sample.tokens.extend_from_slice(&once);
+        sample.mask.resize(sample.tokens.len(), round > 0);
+    }
+    let n = sample.tokens.len();
+    sample.logprobs = vec![0.0; n];
+    sample.temperatures = vec![1.0; n];
+    Ok(sample)
+}
+
+/// Few at first: the fewer there are to choose from, the sooner looking up pays.
+fn facts_of_a_drill(hard: f64, choices: &mut Choices) -> usize {
+    2 + choices.below(1 + (hard * 10.0) as usize)
+}
+
 /// As [`drill`], with labels and any words of the vocabulary: a lookup that no knowledge of names or values helps with.
-fn labels(dialect: &Dialect, choices: &mut Choices) -> Result<Sample, parl_rollout::RolloutError> {
+fn labels(dialect: &Dialect, hard: f64, choices: &mut Choices) -> Result<Sample, parl_rollout::RolloutError> {
     let vocabulary = vocabulary();
     let words: Vec<&String> = vocabulary.iter().filter(|w| w.len() > 2).collect();
     let mut facts: Vec<(String, String)> = (1..=24)
@@ -283,7 +314,7 @@ fn labels(dialect: &Dialect, choices: &mut Choices) -> Result<Sample, parl_rollo
         })
         .collect();
     choices.shuffle(&mut facts);
-    facts.truncate(3 + choices.below(10));
+    facts.truncate(facts_of_a_drill(hard, choices));
     said_again(dialect, facts, choices)
 }
 
