@@ -8,7 +8,7 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
-use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
 use parquet::schema::types::ColumnPath;
 
 use super::Table;
@@ -20,12 +20,16 @@ fn row_group_rows(table: Table) -> usize {
     if table == Table::Tokens { 512 } else { 65_536 }
 }
 
+/// What all our Parquet files have in common.
+pub(super) fn zstd() -> Result<WriterPropertiesBuilder, RolloutError> {
+    let level = ZstdLevel::try_new(3).map_err(|e| RolloutError::Log(e.to_string()))?;
+    Ok(WriterProperties::builder()
+        .set_compression(Compression::ZSTD(level))
+        .set_created_by(format!("parl {}", env!("CARGO_PKG_VERSION"))))
+}
+
 fn properties(table: Table) -> Result<WriterProperties, RolloutError> {
-    let zstd = ZstdLevel::try_new(3).map_err(|e| RolloutError::Log(e.to_string()))?;
-    let mut properties = WriterProperties::builder()
-        .set_compression(Compression::ZSTD(zstd))
-        .set_created_by(format!("parl {}", env!("CARGO_PKG_VERSION")))
-        .set_max_row_group_row_count(Some(row_group_rows(table)));
+    let mut properties = zstd()?.set_max_row_group_row_count(Some(row_group_rows(table)));
     if table == Table::Tokens {
         // Ids and log-probs hardly repeat within a page: a dictionary and min/max would only cost.
         for list in ["token_ids", "logprobs", "advantages", "loss_mask"] {
@@ -47,7 +51,8 @@ pub(super) fn write(partial: &Path, table: Table, batch: &RecordBatch) -> Result
     durable::write_synced(partial, |file| encode(file, batch, properties))
 }
 
-fn encode(file: &mut File, batch: &RecordBatch, properties: WriterProperties) -> io::Result<()> {
+/// Writes `batch` as a Parquet file.
+pub(super) fn encode(file: &mut File, batch: &RecordBatch, properties: WriterProperties) -> io::Result<()> {
     let mut writer = ArrowWriter::try_new(file, Arc::clone(batch.schema_ref()), Some(properties))
         .map_err(io::Error::other)?;
     writer.write(batch).map_err(io::Error::other)?;
