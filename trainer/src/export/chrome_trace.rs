@@ -11,25 +11,22 @@ use serde_json::{Value, json};
 use super::origin::{Origin, PRODUCER};
 use crate::transcript::{Call, Turn, turns};
 
-/// The thread of the critical path; agents count from 1.
-const CRITICAL: u64 = 1_000_000;
-
 /// The trace of the episodes of one step, on one clock.
 pub fn trace(records: &[EpisodeRecord], origin: Origin<'_>) -> Value {
     let first = records.iter().map(|r| r.started_at_us).min().unwrap_or(0);
     let mut events = Vec::new();
     let mut flows = 0;
+    // Importers differ in whether threads of two processes may share an id, and take a thread with its process's id for
+    // the main one: here all ids are different.
+    let mut tid = records.len() as u64 + 1;
     for (record, pid) in records.iter().zip(1..) {
-        let mut sheet = Sheet {
-            pid,
-            begin: record.started_at_us - first,
-            slices: Vec::new(),
-            flows: Vec::new(),
-            ids: flows,
-        };
-        names(record, pid, &mut events);
+        let begin = record.started_at_us.saturating_sub(first);
+        let mut sheet =
+            Sheet { pid, critical: tid, begin, slices: Vec::new(), flows: Vec::new(), ids: flows };
+        names(record, &sheet, &mut events);
         lay_out(record, &mut sheet);
         flows = sheet.ids;
+        tid += record.agents.len() as u64 + 1;
         events.append(&mut sheet.slices);
         // After every slice that they bind to.
         events.append(&mut sheet.flows);
@@ -41,13 +38,9 @@ pub fn trace(records: &[EpisodeRecord], origin: Origin<'_>) -> Value {
     })
 }
 
-/// The track's thread id of an agent.
-fn thread(agent_idx: u32) -> u64 {
-    u64::from(agent_idx) + 1
-}
-
 /// What the process and its threads are called, and in which order they stand.
-fn names(record: &EpisodeRecord, pid: u64, events: &mut Vec<Value>) {
+fn names(record: &EpisodeRecord, sheet: &Sheet, events: &mut Vec<Value>) {
+    let (pid, critical) = (sheet.pid, sheet.critical);
     let mut meta = |name: &str, tid: u64, args: Value| {
         events.push(json!({"ph": "M", "name": name, "pid": pid, "tid": tid, "ts": 0, "args": args}));
     };
@@ -58,12 +51,12 @@ fn names(record: &EpisodeRecord, pid: u64, events: &mut Vec<Value>) {
         None => format!("no reward ({})", record.status.name()),
     };
     let title = format!("{} {} {} {outcome}", record.episode_id, record.task_kind.name(), record.task_id);
-    meta("process_name", 0, json!({"name": title}));
-    meta("process_sort_index", 0, json!({"sort_index": pid}));
-    meta("thread_name", CRITICAL, json!({"name": "critical path"}));
-    meta("thread_sort_index", CRITICAL, json!({"sort_index": 0}));
+    meta("process_name", critical, json!({"name": title}));
+    meta("process_sort_index", critical, json!({"sort_index": pid}));
+    meta("thread_name", critical, json!({"name": "critical path"}));
+    meta("thread_sort_index", critical, json!({"sort_index": critical}));
     for agent in &record.agents {
-        let tid = thread(agent.agent_idx);
+        let tid = sheet.thread(agent.agent_idx);
         meta("thread_name", tid, json!({"name": format!("{} {}", agent.agent_idx, agent.name)}));
         meta("thread_sort_index", tid, json!({"sort_index": tid}));
     }
@@ -80,13 +73,15 @@ impl Stretch {
     /// From milliseconds as logged, no earlier than `after` and a microsecond long at least.
     fn new(after: i64, start_ms: i64, end_ms: i64) -> Self {
         let start = after.max(start_ms.saturating_mul(1000));
-        Self { start, end: end_ms.saturating_mul(1000).max(start + 1) }
+        Self { start, end: end_ms.saturating_mul(1000).max(start.saturating_add(1)) }
     }
 }
 
 /// The events of one episode.
 struct Sheet {
     pid: u64,
+    /// The thread of the critical path; the agents' follow.
+    critical: u64,
     /// Microseconds from the file's first episode to this one.
     begin: i64,
     slices: Vec<Value>,
@@ -96,10 +91,14 @@ struct Sheet {
 }
 
 impl Sheet {
+    fn thread(&self, agent_idx: u32) -> u64 {
+        self.critical + 1 + u64::from(agent_idx)
+    }
+
     fn slice(&mut self, tid: u64, category: &str, name: &str, at: Stretch, args: Value) {
         self.slices.push(json!({
             "ph": "X", "name": name, "cat": category, "pid": self.pid, "tid": tid,
-            "ts": self.begin + at.start, "dur": at.end - at.start, "args": args,
+            "ts": self.begin.saturating_add(at.start), "dur": at.end.saturating_sub(at.start), "args": args,
         }));
     }
 
@@ -107,7 +106,8 @@ impl Sheet {
     fn flow(&mut self, name: &str, from: (u64, Stretch), to: (u64, i64)) {
         self.ids += 1;
         let (pid, id) = (self.pid, self.ids);
-        let (start, end) = (self.begin + from.1.end - 1, self.begin + to.1);
+        let at = |us: i64| self.begin.saturating_add(us);
+        let (start, end) = (at(from.1.end.saturating_sub(1)), at(to.1));
         self.flows.push(json!({
             "ph": "s", "name": name, "cat": "swarm", "id": id, "pid": pid, "tid": from.0, "ts": start,
         }));
@@ -118,14 +118,15 @@ impl Sheet {
 }
 
 fn lay_out(record: &EpisodeRecord, sheet: &mut Sheet) {
+    let lead = sheet.thread(0);
     let mut cursor = 0;
     // Sub-agents whose results the next turn reads.
     let mut joining: Vec<(u64, Stretch)> = Vec::new();
     for turn in turns(record, 0) {
         let at = Stretch::new(cursor, turn.step.t_queue_ms, turn.step.t_end_ms);
-        sheet.slice(thread(0), "model", &format!("turn {}", turn.step.step_idx), at, model_call(&turn));
+        sheet.slice(lead, "model", &format!("turn {}", turn.step.step_idx), at, model_call(&turn));
         for from in joining.drain(..) {
-            sheet.flow("join", from, (thread(0), at.start));
+            sheet.flow("join", from, (lead, at.start));
         }
         let mut critical = None;
         let mut calls: Vec<(&Call<'_>, Stretch)> = Vec::new();
@@ -133,8 +134,8 @@ fn lay_out(record: &EpisodeRecord, sheet: &mut Sheet) {
             let mut came_back = Stretch::new(at.end, call.record.t_start_ms, call.record.t_end_ms);
             if let Some(agent) = call.agent {
                 let span = lay_agent(record, agent, at.end, sheet);
-                let tid = thread(agent.agent_idx);
-                sheet.flow("spawn", (thread(0), at), (tid, span.start));
+                let tid = sheet.thread(agent.agent_idx);
+                sheet.flow("spawn", (lead, at), (tid, span.start));
                 joining.push((tid, span));
                 came_back.end = came_back.end.max(span.end);
                 if agent.on_critical_path {
@@ -143,14 +144,14 @@ fn lay_out(record: &EpisodeRecord, sheet: &mut Sheet) {
             }
             calls.push((call, came_back));
         }
-        cursor = lay_calls(thread(0), at.end, calls, sheet);
+        cursor = lay_calls(lead, at.end, calls, sheet);
         critical_path(turn.step, Stretch { start: at.start, end: cursor }, at, critical, sheet);
     }
 }
 
 /// Lays out a sub-agent that starts no earlier than `after`; gives its stretch.
 fn lay_agent(record: &EpisodeRecord, agent: &AgentRecord, after: i64, sheet: &mut Sheet) -> Stretch {
-    let tid = thread(agent.agent_idx);
+    let tid = sheet.thread(agent.agent_idx);
     let turns = turns(record, agent.agent_idx);
     // The whole comes before its parts in the file; its end is known after them.
     let place = sheet.slices.len();
@@ -163,7 +164,10 @@ fn lay_agent(record: &EpisodeRecord, agent: &AgentRecord, after: i64, sheet: &mu
             calls.map(|call| (call, Stretch::new(at.end, call.record.t_start_ms, call.record.t_end_ms)));
         cursor = lay_calls(tid, at.end, calls.collect(), sheet);
     }
-    let whole = Stretch { start: after, end: cursor.max(agent.t_end_ms.saturating_mul(1000)).max(after + 1) };
+    let whole = Stretch {
+        start: after,
+        end: cursor.max(agent.t_end_ms.saturating_mul(1000)).max(after.saturating_add(1)),
+    };
     let args = json!({
         "assigned_prompt": agent.assigned_prompt, "final_message": agent.final_message,
         "finish_reason": agent.finish_reason, "finished": agent.finished, "n_steps": agent.n_steps,
@@ -213,15 +217,16 @@ fn critical_path(
     longest: Option<(&AgentRecord, Stretch)>,
     sheet: &mut Sheet,
 ) {
+    let tid = sheet.critical;
     let sub = longest.map_or(0, |(agent, _)| agent.n_steps);
     let args = json!({"s_main": step.s_main, "s_sub": sub, "critical_steps": step.s_main + sub});
-    sheet.slice(CRITICAL, "critical", &format!("stage {}", step.stage), whole, args);
-    sheet.slice(CRITICAL, "critical", "orchestrator", turn, json!({"steps": step.s_main}));
+    sheet.slice(tid, "critical", &format!("stage {}", step.stage), whole, args);
+    sheet.slice(tid, "critical", "orchestrator", turn, json!({"steps": step.s_main}));
     if let Some((agent, span)) = longest {
         let name = format!("{} {}", agent.agent_idx, agent.name);
-        sheet.slice(CRITICAL, "critical", &name, span, json!({"steps": agent.n_steps}));
+        sheet.slice(tid, "critical", &name, span, json!({"steps": agent.n_steps}));
     } else if whole.end > turn.end {
         let own = Stretch { start: turn.end, end: whole.end };
-        sheet.slice(CRITICAL, "critical", "calls", own, json!({}));
+        sheet.slice(tid, "critical", "calls", own, json!({}));
     }
 }

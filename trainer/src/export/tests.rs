@@ -63,13 +63,10 @@ fn a_trace_has_agents_as_threads_flows_and_the_critical_path() {
     // Both calls of the sub-agent run side by side, the longer around the shorter.
     let searching = [("scout", 10_000, 20_000), ("turn 0", 10_000, 10_000)];
     let calls = [("search", 20_000, 5_000), ("search", 20_000, 2_000), ("turn 1", 25_000, 5_000)];
-    assert_eq!(slices(1, 2), [&searching[..], &calls].concat());
-    assert_eq!(slices(2, 2)[0], ("scout", 10_005, 20_000), "episodes share a clock");
+    assert_eq!(slices(1, 5), [&searching[..], &calls].concat());
+    assert_eq!(slices(2, 9)[0], ("scout", 10_005, 20_000), "episodes share a clock");
     let path = [("stage 0", 0, 40_000), ("orchestrator", 0, 10_000), ("1 scout", 10_000, 20_000)];
-    assert_eq!(
-        slices(1, 1_000_000),
-        [&path[..], &[("stage 1", 40_000, 1), ("orchestrator", 40_000, 1)]].concat()
-    );
+    assert_eq!(slices(1, 3), [&path[..], &[("stage 1", 40_000, 1), ("orchestrator", 40_000, 1)]].concat());
     let flows = |ph: &str| events.iter().filter(|e| e["ph"] == ph && e["pid"] == 1).count();
     assert_eq!((flows("s"), flows("f")), (4, 4), "two sent out, two back");
 }

@@ -47,7 +47,7 @@ fn head(record: &EpisodeRecord, step: u32) -> Vec<Line> {
         Some(_) => title.add(Style::Bad, "no success"),
         None => title.add(Style::Bad, "not scored"),
     };
-    let status = format!("  {}, {} ms", record.status.name(), record.duration_ms);
+    let status = format!("  status {}, {} ms", record.status.name(), record.duration_ms);
     let mut lines = vec![title.plain(status)];
     lines.push(
         Line::new()
@@ -133,8 +133,10 @@ fn assignment(record: &EpisodeRecord, agent: &AgentRecord, call: &Call<'_>) -> N
     } else {
         line.add(Style::Bad, format!("{}: ", agent.finish_reason)).plain(text)
     };
-    let line = line
-        .add(Style::Faint, format!("  {} steps, {} ms", agent.n_steps, agent.t_end_ms - agent.t_start_ms));
+    let line = line.add(
+        Style::Faint,
+        format!("  {} steps, {} ms", agent.n_steps, agent.t_end_ms.saturating_sub(agent.t_start_ms)),
+    );
     let mut below = Vec::new();
     for turn in turns(record, agent.agent_idx) {
         // The last words are the result, which the line has.
@@ -185,7 +187,7 @@ mod tests {
     #[test]
     fn the_tree_tells_what_happened() {
         let wanted = "\
-s000003-g0001-e0000  step 3  wide, 1 items  success  ok, 40 ms
+s000003-g0001-e0000  step 3  wide, 1 items  success  status ok, 40 ms
 train t7  ● 4 critical of 4 steps  2 agents, 1 finished
 reward 1.050 = r_perf 1.000 · 1.000 + r_parallel 0.500 · 0.100  advantage +0.250
 asked  x ?

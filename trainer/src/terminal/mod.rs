@@ -25,9 +25,10 @@ impl Screen {
     /// unless `NO_COLOR` is set (to anything but nothing).
     pub fn stdout(width: Option<u16>) -> Self {
         let terminal = io::stdout().is_terminal();
-        let own = || console::Term::stdout().size_checked().map(|(_rows, columns)| columns);
+        // A terminal that does not know its size counts as one of 80 columns.
+        let own = || terminal.then(|| console::Term::stdout().size().1);
         Self {
-            width: width.or_else(|| if terminal { own() } else { None }).map(usize::from),
+            width: width.or_else(own).map(usize::from),
             colour: coloured(terminal, std::env::var_os("NO_COLOR").as_deref()),
         }
     }

@@ -145,7 +145,7 @@ fn read(run: &Path, row: &mut Listed) -> Result<State, TrainerError> {
             row.when = Some(at.to_string());
         }
         if let Some(last) = last_line(&metrics)? {
-            row.steps = last.get("step").and_then(Value::as_u64).map_or(0, |step| step + 1);
+            row.steps = last.get("step").and_then(Value::as_u64).map_or(0, |step| step.saturating_add(1));
             row.success = number(&last, "/success~1mean");
             row.critical_steps = number(&last, "/parl~1critical_steps");
             row.agents = number(&last, "/parl~1num_subagents");
