@@ -138,16 +138,13 @@ fn runs_command(args: &RunsArgs, out: &mut dyn Write) -> anyhow::Result<()> {
 
 fn show_command(args: &ShowArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     let run = StoredRun::open(&args.run)?;
-    let lines = match &args.episode {
-        Some(id) => {
-            let (step, record) = run.episode(id)?;
-            terminal::episode::lines(&record, step)
-        }
-        None => {
-            let step = run.last_step();
-            writeln!(out, "episodes of step {step}; one of them as a tree: --episode ID")?;
-            terminal::episodes::lines(&run.log.read_step(step).map_err(TrainerError::from)?)
-        }
+    let lines = if let Some(id) = &args.episode {
+        let (step, record) = run.episode(id)?;
+        terminal::episode::lines(&record, step)
+    } else {
+        let step = run.last_step();
+        writeln!(out, "episodes of step {step}; one of them as a tree: --episode ID")?;
+        terminal::episodes::lines(&run.log.read_step(step).map_err(TrainerError::from)?)
     };
     Ok(terminal::show(out, Screen::stdout(args.width), &lines)?)
 }

@@ -38,14 +38,20 @@ fn of_agent(record: &EpisodeRecord, agent: &AgentRecord, origin: Origin<'_>) -> 
     let mut steps = Vec::new();
     for (at, turn) in turns.iter().enumerate() {
         for message in &turn.before {
-            steps.push(said_to_it(&message.role, &message.content, stamp(record, turn.step.t_queue_ms)));
+            steps.push(said_to_it(
+                &message.role,
+                &message.content,
+                stamp(record, turn.step.t_queue_ms).as_deref(),
+            ));
         }
         steps.push(agent_step(record, turn, branch.and_then(|b| Drawn::of(b, at, turn.step.n_completion))));
     }
     if steps.is_empty() {
         // It ended before a model call: what it was told is all there is.
         let opening = [("system", &agent.system_prompt), ("user", &agent.assigned_prompt)];
-        steps.extend(opening.map(|(role, text)| said_to_it(role, text, stamp(record, agent.t_start_ms))));
+        steps.extend(
+            opening.map(|(role, text)| said_to_it(role, text, stamp(record, agent.t_start_ms).as_deref())),
+        );
     }
     for (step, id) in steps.iter_mut().zip(1..) {
         step["step_id"] = json!(id);
@@ -74,7 +80,7 @@ fn of_agent(record: &EpisodeRecord, agent: &AgentRecord, origin: Origin<'_>) -> 
 }
 
 /// A step in which the agent was told something.
-fn said_to_it(role: &str, text: &str, timestamp: Option<String>) -> Value {
+fn said_to_it(role: &str, text: &str, timestamp: Option<&str>) -> Value {
     let source = if role == "system" { "system" } else { "user" };
     json!({"step_id": 0, "timestamp": timestamp, "source": source, "message": text})
 }

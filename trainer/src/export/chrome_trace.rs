@@ -95,7 +95,7 @@ impl Sheet {
         self.critical + 1 + u64::from(agent_idx)
     }
 
-    fn slice(&mut self, tid: u64, category: &str, name: &str, at: Stretch, args: Value) {
+    fn slice(&mut self, tid: u64, category: &str, name: &str, at: Stretch, args: &Value) {
         self.slices.push(json!({
             "ph": "X", "name": name, "cat": category, "pid": self.pid, "tid": tid,
             "ts": self.begin.saturating_add(at.start), "dur": at.end.saturating_sub(at.start), "args": args,
@@ -124,7 +124,7 @@ fn lay_out(record: &EpisodeRecord, sheet: &mut Sheet) {
     let mut joining: Vec<(u64, Stretch)> = Vec::new();
     for turn in turns(record, 0) {
         let at = Stretch::new(cursor, turn.step.t_queue_ms, turn.step.t_end_ms);
-        sheet.slice(lead, "model", &format!("turn {}", turn.step.step_idx), at, model_call(&turn));
+        sheet.slice(lead, "model", &format!("turn {}", turn.step.step_idx), at, &model_call(&turn));
         for from in joining.drain(..) {
             sheet.flow("join", from, (lead, at.start));
         }
@@ -158,7 +158,7 @@ fn lay_agent(record: &EpisodeRecord, agent: &AgentRecord, after: i64, sheet: &mu
     let mut cursor = after;
     for turn in &turns {
         let at = Stretch::new(cursor, turn.step.t_queue_ms, turn.step.t_end_ms);
-        sheet.slice(tid, "model", &format!("turn {}", turn.step.step_idx), at, model_call(turn));
+        sheet.slice(tid, "model", &format!("turn {}", turn.step.step_idx), at, &model_call(turn));
         let calls = turn.calls.iter();
         let calls =
             calls.map(|call| (call, Stretch::new(at.end, call.record.t_start_ms, call.record.t_end_ms)));
@@ -173,7 +173,7 @@ fn lay_agent(record: &EpisodeRecord, agent: &AgentRecord, after: i64, sheet: &mu
         "finish_reason": agent.finish_reason, "finished": agent.finished, "n_steps": agent.n_steps,
         "policy": agent.policy, "on_critical_path": agent.on_critical_path,
     });
-    sheet.slice(tid, "agent", &agent.name, whole, args);
+    sheet.slice(tid, "agent", &agent.name, whole, &args);
     if let Some(own) = sheet.slices.pop() {
         sheet.slices.insert(place, own);
     }
@@ -190,7 +190,7 @@ fn lay_calls(tid: u64, after: i64, mut calls: Vec<(&Call<'_>, Stretch)>, sheet: 
             "arguments": call.arguments(), "result": call.result, "error": call.record.error,
             "t_start_ms": call.record.t_start_ms, "t_end_ms": call.record.t_end_ms,
         });
-        sheet.slice(tid, "tool", &call.record.name, Stretch { start: after, end: at.end }, args);
+        sheet.slice(tid, "tool", &call.record.name, Stretch { start: after, end: at.end }, &args);
     }
     last
 }
@@ -220,13 +220,13 @@ fn critical_path(
     let tid = sheet.critical;
     let sub = longest.map_or(0, |(agent, _)| agent.n_steps);
     let args = json!({"s_main": step.s_main, "s_sub": sub, "critical_steps": step.s_main + sub});
-    sheet.slice(tid, "critical", &format!("stage {}", step.stage), whole, args);
-    sheet.slice(tid, "critical", "orchestrator", turn, json!({"steps": step.s_main}));
+    sheet.slice(tid, "critical", &format!("stage {}", step.stage), whole, &args);
+    sheet.slice(tid, "critical", "orchestrator", turn, &json!({"steps": step.s_main}));
     if let Some((agent, span)) = longest {
         let name = format!("{} {}", agent.agent_idx, agent.name);
-        sheet.slice(tid, "critical", &name, span, json!({"steps": agent.n_steps}));
+        sheet.slice(tid, "critical", &name, span, &json!({"steps": agent.n_steps}));
     } else if whole.end > turn.end {
         let own = Stretch { start: turn.end, end: whole.end };
-        sheet.slice(tid, "critical", "calls", own, json!({}));
+        sheet.slice(tid, "critical", "calls", own, &json!({}));
     }
 }

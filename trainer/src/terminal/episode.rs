@@ -118,10 +118,10 @@ fn remarks<'t>(turn: &'t Turn<'_>) -> impl Iterator<Item = Node> + 't {
 }
 
 fn assignment(record: &EpisodeRecord, agent: &AgentRecord, call: &Call<'_>) -> Node {
-    let line = match agent.on_critical_path {
-        true => Line::new().add(Style::Critical, MARK).plain(" "),
-        false => Line::new(),
-    };
+    let mut line = Line::new();
+    if agent.on_critical_path {
+        line = line.add(Style::Critical, MARK).plain(" ");
+    }
     let line = line
         .add(Style::Name, format!("{} {}", agent.agent_idx, agent.name))
         .plain("  ")
@@ -181,7 +181,9 @@ mod tests {
 
     fn text(record: &EpisodeRecord, width: Option<usize>) -> String {
         let screen = Screen { width, colour: false };
-        lines(record, 3).iter().map(|line| format!("{}\n", line.render(screen))).collect()
+        let mut shown = Vec::new();
+        crate::terminal::show(&mut shown, screen, &lines(record, 3)).unwrap();
+        String::from_utf8(shown).unwrap()
     }
 
     #[test]
