@@ -123,3 +123,56 @@ fn messages<'a>(said: impl Iterator<Item = &'a Said>) -> ArrayRef {
         ("tool_calls", true, Arc::new(calls)),
     ])
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use arrow::json::LineDelimitedWriter;
+    use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn row(rewards: &[(&str, f64)]) -> Completion {
+        let used = ToolUse { name: "search".to_owned(), arguments_json: "{}".to_owned() };
+        Completion {
+            step: 3,
+            prompt: vec![Said::plain("user", "q")],
+            completion: vec![
+                Said { tool_calls: vec![used], ..Said::plain("assistant", "") },
+                Said { name: Some("search".to_owned()), ..Said::plain("tool", "a \"page\"") },
+            ],
+            rewards: rewards.iter().map(|(name, raw)| ((*name).to_owned(), *raw)).collect(),
+            advantage: None,
+            episode_id: "e".to_owned(),
+            group_id: "g".to_owned(),
+            task_kind: "wide".to_owned(),
+            reward: Some(1.0 / 3.0),
+        }
+    }
+
+    #[test]
+    fn a_row_has_its_messages_and_a_column_for_each_component() {
+        let path = std::env::temp_dir().join(format!("parl-completions-{}.parquet", std::process::id()));
+        write(&path, &[row(&[("r_perf", 0.1)]), row(&[("r_finish", 0.2)])]).unwrap();
+        let mut reader =
+            ParquetRecordBatchReaderBuilder::try_new(File::open(&path).unwrap()).unwrap().build().unwrap();
+        let mut text = LineDelimitedWriter::new(Vec::new());
+        text.write(&reader.next().unwrap().unwrap()).unwrap();
+        text.finish().unwrap();
+        let text = String::from_utf8(text.into_inner()).unwrap();
+        let rows: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let assistant = json!({
+            "role": "assistant", "content": "",
+            "tool_calls": [{"type": "function", "function": {"name": "search", "arguments": "{}"}}],
+        });
+        let tool = json!({"role": "tool", "content": "a \"page\"", "name": "search"});
+        assert_eq!(rows[0]["completion"], json!([assistant, tool]));
+        assert_eq!((&rows[0]["r_perf"], rows[0].get("r_finish")), (&json!(0.1), None));
+        assert_eq!((&rows[1]["r_finish"], &rows[1]["reward"]), (&json!(0.2), &json!(1.0 / 3.0)));
+        durable::remove(&path).unwrap();
+        let error = write(&path, &[row(&[("advantage", 1.0)])]).unwrap_err().to_string();
+        assert!(error.contains("`advantage` has the name of another column") && !path.exists(), "{error}");
+    }
+}
