@@ -3,7 +3,7 @@
 Usage: check_export.py RUN
 
 RUN/export must hold all four formats of the same episodes. Harbor's models and polars are required. The verifiers
-library is used when it can be imported (it is large: some 540 MB with what it needs) and pandas and datasets likewise;
+library is used when it can be imported (it is large: hundreds of megabytes with what it needs) and pandas and datasets likewise;
 what was not used is said. Perfetto has no reader that a package ships, so traces are held against its documented rules.
 """
 
