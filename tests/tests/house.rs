@@ -196,7 +196,7 @@ fn files_have_one_subject_and_a_name_that_says_it() {
 #[test]
 fn nothing_names_a_path_of_one_machine() {
     let folders = ["home", "root", "work", "tmp", "Users", "mnt"];
-    let texts = files(&["rs", "toml", "yaml", "json", "py", "sql", "cu", "cpp", "txt", ""]);
+    let texts = files(&["rs", "toml", "yaml", "json", "ipynb", "py", "sql", "cu", "cpp", "txt", ""]);
     for (path, text) in texts.into_iter().chain(documents()) {
         for (number, line) in text.lines().enumerate() {
             for folder in folders {

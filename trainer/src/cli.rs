@@ -41,6 +41,8 @@ pub enum Command {
     Show(ShowArgs),
     /// Write a run's episodes in another program's format.
     Export(ExportArgs),
+    /// Write what trackers read (TensorBoard, W&B) for a run that is over.
+    Track(TrackArgs),
     /// Look at configs without running them.
     Config {
         /// What to do with them.
@@ -158,6 +160,20 @@ pub struct ExportArgs {
     /// Folder to write to; RUN/export/FORMAT when not given.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+}
+
+/// Arguments of `track`.
+#[derive(Debug, Args)]
+pub struct TrackArgs {
+    /// Folder of the run.
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// Write the files of all sinks anew, from the run's metrics.jsonl.
+    #[arg(long, required = true)]
+    pub backfill: bool,
+    /// `tracking.key=value`, laid over the run's own config.
+    #[arg(value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
 }
 
 /// Verbs of `config`.

@@ -12,6 +12,7 @@ pub mod learner;
 pub mod run;
 pub mod sft;
 pub mod terminal;
+pub mod track;
 pub mod transcript;
 
 pub use error::TrainerError;

@@ -94,8 +94,7 @@ pub fn write(path: &Path, rows: &[Completion]) -> Result<(), RolloutError> {
         .maybe_double("reward", rows.iter().map(|r| r.reward))
         .maybe_double("advantage", rows.iter().map(|r| r.advantage))
         .batch(&[])?;
-    let properties = segment::zstd()?.build();
-    durable::write_with(path, |file| segment::encode(file, &batch, properties))
+    durable::write_atomic(path, &segment::file(&batch, segment::zstd()?.build())?)
 }
 
 /// Columns that are there whatever the rewards are called.
