@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use parl_rollout::policy::scripted::Script;
 
+use crate::export::{Format, StepRange};
+
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
@@ -33,6 +35,12 @@ pub enum Command {
     Sft(SftArgs),
     /// Measure a scripted policy, or the config's own, on held-out tasks.
     Eval(EvalArgs),
+    /// List the runs below a folder.
+    Runs(RunsArgs),
+    /// Show an episode of a run as a tree; without one, the last step's episodes.
+    Show(ShowArgs),
+    /// Write a run's episodes in another program's format.
+    Export(ExportArgs),
     /// Write what trackers read (TensorBoard, W&B) for a run that is over.
     Track(TrackArgs),
     /// Look at configs without running them.
@@ -107,6 +115,51 @@ pub struct EvalArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `runs`.
+#[derive(Debug, Args)]
+pub struct RunsArgs {
+    /// Folder that holds the runs, at any depth.
+    #[arg(value_name = "DIR", default_value = "runs")]
+    pub folder: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `show`.
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// The run's folder.
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// The episode's id, or enough of its beginning.
+    #[arg(long, value_name = "ID")]
+    pub episode: Option<String>,
+    /// Cut lines to this many columns; the terminal's when not given, and nothing is cut where there is none.
+    #[arg(long, value_name = "COLUMNS", value_parser = clap::value_parser!(u16).range(20..))]
+    pub width: Option<u16>,
+}
+
+/// Arguments of `export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// The run's folder.
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// Whose format.
+    #[arg(long, value_enum)]
+    pub format: Format,
+    /// Of these steps, counted from 0: A..B (without B), A.., ..B or A; all when not given.
+    #[arg(long, value_name = "A..B")]
+    pub steps: Option<StepRange>,
+    /// This episode alone; may be given again.
+    #[arg(long = "episode", value_name = "ID")]
+    pub episodes: Vec<String>,
+    /// Folder to write to; RUN/export/FORMAT when not given.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
 }
 
 /// Arguments of `track`.

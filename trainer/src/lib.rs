@@ -7,9 +7,12 @@ pub mod checkpoint;
 pub mod cli;
 pub mod config;
 mod error;
+pub mod export;
 pub mod learner;
 pub mod run;
 pub mod sft;
+pub mod terminal;
 pub mod track;
+pub mod transcript;
 
 pub use error::TrainerError;

@@ -9,13 +9,18 @@ use clap::Parser;
 use parl_rollout::config::PolicyConfig;
 use parl_trainer::TrainerError;
 use parl_trainer::checkpoint;
-use parl_trainer::cli::{Cli, Command, ConfigCommand, EvalArgs, Layers, RunArgs, normalise};
+use parl_trainer::cli::{
+    Cli, Command, ConfigCommand, EvalArgs, ExportArgs, Layers, RunArgs, RunsArgs, ShowArgs, normalise,
+};
 use parl_trainer::config::{self, Config, Loaded};
+use parl_trainer::export::{Selection, export};
 use parl_trainer::run::environment::Environment;
 use parl_trainer::run::eval::{Row, evaluate, print_table};
 use parl_trainer::run::folder::Used;
 use parl_trainer::run::seats::{configured, scripted};
+use parl_trainer::run::stored::StoredRun;
 use parl_trainer::run::{Options, run};
+use parl_trainer::terminal::{self, Screen};
 use parl_trainer::track::backfill::backfill;
 
 fn main() -> ExitCode {
@@ -62,6 +67,9 @@ fn dispatch(command: Command, out: &mut dyn Write) -> anyhow::Result<()> {
         Command::Run(args) => run_command(&args, out),
         Command::Sft(args) => Ok(parl_trainer::sft::run(&load(&args.layers)?.config, &args.out, out)?),
         Command::Eval(args) => eval_command(&args, out),
+        Command::Runs(args) => runs_command(&args, out),
+        Command::Show(args) => show_command(&args, out),
+        Command::Export(args) => export_command(&args, out),
         Command::Track(args) => {
             let told = backfill(&args.run, &args.overrides)?;
             told.iter().try_for_each(|line| Ok(writeln!(out, "{line}")?))
@@ -124,6 +132,38 @@ fn eval_command(args: &EvalArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     }
     let rows = [Row { name: name.to_owned(), summary }];
     Ok(print_table(out, "held-out tasks", &rows)?)
+}
+
+fn runs_command(args: &RunsArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+    let runs = terminal::runs::list(&args.folder)?;
+    if args.json {
+        return print_json(out, &runs);
+    }
+    if runs.is_empty() {
+        return Ok(writeln!(out, "no runs below {}", args.folder.display())?);
+    }
+    Ok(terminal::show(out, Screen::stdout(None), &terminal::runs::lines(&runs))?)
+}
+
+fn show_command(args: &ShowArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+    let run = StoredRun::open(&args.run)?;
+    let lines = if let Some(id) = &args.episode {
+        let (step, record) = run.episode(id)?;
+        terminal::episode::lines(&record, step)
+    } else {
+        let step = run.last_step();
+        writeln!(out, "episodes of step {step}; one of them as a tree: --episode ID")?;
+        terminal::episodes::lines(&run.log.read_step(step).map_err(TrainerError::from)?)
+    };
+    Ok(terminal::show(out, Screen::stdout(args.width), &lines)?)
+}
+
+fn export_command(args: &ExportArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+    let selection = Selection { steps: args.steps, episodes: args.episodes.clone() };
+    let report = export(&args.run, args.format, &selection, args.out.as_deref())?;
+    let (episodes, steps, files) = (report.episodes, report.steps, report.files);
+    let place = report.folder.display();
+    Ok(writeln!(out, "{episodes} episodes of {steps} steps in {files} files below {place}")?)
 }
 
 /// A seat's policy with another model in it, at the temperature that the config gives.

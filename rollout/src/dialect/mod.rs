@@ -208,6 +208,12 @@ impl Dialect {
         self.foreign_special.binary_search(&id).is_ok()
     }
 
+    /// Whether a message begins with this id: only the template places the ids of roles.
+    pub fn opens_message(&self, id: u32) -> bool {
+        let s = &self.special;
+        [s.system, s.user, s.assistant, s.tool].contains(&id)
+    }
+
     /// A whole message.
     ///
     /// # Errors

@@ -91,7 +91,8 @@ impl Columns {
     }
 }
 
-fn list(
+/// A list a row: `lengths` cut `elements`; rows that are not `valid` are null.
+pub(super) fn list(
     lengths: impl IntoIterator<Item = usize>,
     elements: ArrayRef,
     valid: Option<NullBuffer>,

@@ -3,6 +3,7 @@
 //! Arrow and Parquet are used here and nowhere else.
 
 mod columns;
+pub mod completions;
 pub mod log;
 pub mod manifest;
 mod read;

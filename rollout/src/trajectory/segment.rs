@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
-use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
 use parquet::schema::types::ColumnPath;
 
 use super::Table;
@@ -16,12 +16,16 @@ fn row_group_rows(table: Table) -> usize {
     if table == Table::Tokens { 512 } else { 65_536 }
 }
 
+/// What all our Parquet files have in common.
+pub(super) fn zstd() -> Result<WriterPropertiesBuilder, RolloutError> {
+    let level = ZstdLevel::try_new(3).map_err(|e| RolloutError::Log(e.to_string()))?;
+    Ok(WriterProperties::builder()
+        .set_compression(Compression::ZSTD(level))
+        .set_created_by(format!("parl {}", env!("CARGO_PKG_VERSION"))))
+}
+
 fn properties(table: Table) -> Result<WriterProperties, RolloutError> {
-    let zstd = ZstdLevel::try_new(3).map_err(|e| RolloutError::Log(e.to_string()))?;
-    let mut properties = WriterProperties::builder()
-        .set_compression(Compression::ZSTD(zstd))
-        .set_created_by(format!("parl {}", env!("CARGO_PKG_VERSION")))
-        .set_max_row_group_row_count(Some(row_group_rows(table)));
+    let mut properties = zstd()?.set_max_row_group_row_count(Some(row_group_rows(table)));
     if table == Table::Tokens {
         // Ids and log-probs hardly repeat within a page: a dictionary and min/max would only cost.
         for list in ["token_ids", "logprobs", "advantages", "loss_mask"] {
@@ -40,7 +44,11 @@ fn properties(table: Table) -> Result<WriterProperties, RolloutError> {
 /// The bytes of `batch` as a Parquet file. A step's tables are in memory anyway; what is about to be written is then
 /// known whole, its length and its hash included.
 pub(super) fn encode(table: Table, batch: &RecordBatch) -> Result<Vec<u8>, RolloutError> {
-    let properties = properties(table)?;
+    file(batch, properties(table)?)
+}
+
+/// The bytes of a Parquet file.
+pub(super) fn file(batch: &RecordBatch, properties: WriterProperties) -> Result<Vec<u8>, RolloutError> {
     let written = ArrowWriter::try_new(Vec::new(), Arc::clone(batch.schema_ref()), Some(properties))
         .and_then(|mut writer| writer.write(batch).and_then(|()| writer.into_inner()));
     written.map_err(|e| RolloutError::Log(e.to_string()))

@@ -69,6 +69,11 @@ fn words_of(config: &Config, source: &dyn TaskSource) -> Vec<String> {
     words
 }
 
+/// What the ids of a training step's episodes begin with.
+pub fn step_prefix(step: u64) -> String {
+    format!("s{step:06}")
+}
+
 impl Environment {
     /// Makes the world or reads the data set, and indexes it.
     ///
@@ -141,7 +146,7 @@ impl Environment {
             let task = Arc::new(self.source.task(Split::Train, first.wrapping_add(group)));
             for member in 0..size {
                 let stream = (step * tasks + group) * u64::from(size) + u64::from(member);
-                specs.push(self.spec(&format!("s{step:06}"), &task, group, member, stream));
+                specs.push(self.spec(&step_prefix(step), &task, group, member, stream));
             }
         }
         specs

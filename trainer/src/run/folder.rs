@@ -26,6 +26,47 @@ pub struct Marker {
     pub overrides: Vec<String>,
 }
 
+impl Marker {
+    /// Whether the folder at `run` has one, so that it is a run of ours.
+    pub fn is_in(run: &Path) -> bool {
+        run.join(MARKER).is_file()
+    }
+
+    /// The marker in the folder at `run`.
+    ///
+    /// # Errors
+    /// [`TrainerError::Folder`] where there is none, [`TrainerError::Rollout`] for one that is damaged.
+    pub fn read(run: &Path) -> Result<Self, TrainerError> {
+        if !Self::is_in(run) {
+            return Err(TrainerError::Folder(format!("{}: is no run: it has no {MARKER}", run.display())));
+        }
+        let path = run.join(MARKER);
+        serde_json::from_value(read_json(&path)?).map_err(|e| {
+            let message = format!("no marker of ours: {e}");
+            parl_rollout::RolloutError::Corrupt { path, message }.into()
+        })
+    }
+}
+
+/// Whether a process writes to the run in the folder at `run`. To ask, the lock is taken for a moment, so that a run
+/// that begins in that moment is refused.
+///
+/// # Errors
+/// [`TrainerError::Rollout`] when the disk fails.
+pub fn is_written_to(run: &Path) -> Result<bool, TrainerError> {
+    let path = run.join(LOCK);
+    let lock = match File::open(&path) {
+        Ok(lock) => lock,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(e) => return Err(io(&path, "cannot open")(e)),
+    };
+    match lock.try_lock_shared() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(e)) => Err(io(&path, "cannot lock")(e)),
+    }
+}
+
 /// A run's folder, locked.
 #[derive(Debug)]
 pub struct RunFolder {
@@ -124,11 +165,7 @@ impl RunFolder {
     /// # Errors
     /// When the marker cannot be read.
     pub fn marker(&self) -> Result<Marker, TrainerError> {
-        let path = self.path.join(MARKER);
-        serde_json::from_value(read_json(&path)?).map_err(|e| {
-            let message = format!("no marker of ours: {e}");
-            parl_rollout::RolloutError::Corrupt { path, message }.into()
-        })
+        Marker::read(&self.path)
     }
 
     /// Where it is.
@@ -223,8 +260,10 @@ mod tests {
         let held =
             |path: &Path| RunFolder::hold(path).map(|folder| folder.attempt).map_err(|e| e.to_string());
         assert!(held(&path).unwrap_err().contains("another process"));
+        assert!(is_written_to(&path).unwrap() && !is_written_to(&root).unwrap());
         fs::write(path.join("metrics.jsonl"), "x").unwrap();
         drop(folder);
+        assert!(!is_written_to(&path).unwrap());
         assert_eq!(held(&path), Ok(0));
         assert!(held(&root).unwrap_err().contains("no run of ours"));
         let folder = open(Used::Resume).unwrap();

@@ -9,6 +9,7 @@ mod resume;
 pub mod rollout;
 pub mod seats;
 mod show;
+pub mod stored;
 pub mod summary;
 
 use std::io::Write;
