@@ -33,6 +33,8 @@ pub enum Command {
     Sft(SftArgs),
     /// Measure a scripted policy, or the config's own, on held-out tasks.
     Eval(EvalArgs),
+    /// Write a run as one HTML page: curves, tables, and who worked when in chosen episodes.
+    Report(ReportArgs),
     /// Look at configs without running them.
     Config {
         /// What to do with them.
@@ -105,6 +107,19 @@ pub struct EvalArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `report`.
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// Folder of the run.
+    pub run: PathBuf,
+    /// The page [default: report.html in the run's folder].
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// An episode to show, in the place of the page's own choice; may be given several times.
+    #[arg(long = "episode", value_name = "ID")]
+    pub episodes: Vec<String>,
 }
 
 /// Verbs of `config`.

@@ -8,6 +8,7 @@ pub mod cli;
 pub mod config;
 mod error;
 pub mod learner;
+pub mod report;
 pub mod run;
 pub mod sft;
 

@@ -9,8 +9,9 @@ use clap::Parser;
 use parl_rollout::config::PolicyConfig;
 use parl_trainer::TrainerError;
 use parl_trainer::checkpoint;
-use parl_trainer::cli::{Cli, Command, ConfigCommand, EvalArgs, Layers, RunArgs, normalise};
+use parl_trainer::cli::{Cli, Command, ConfigCommand, EvalArgs, Layers, ReportArgs, RunArgs, normalise};
 use parl_trainer::config::{self, Config, Loaded};
+use parl_trainer::report::report;
 use parl_trainer::run::environment::Environment;
 use parl_trainer::run::eval::{Row, evaluate, print_table};
 use parl_trainer::run::folder::Used;
@@ -61,6 +62,7 @@ fn dispatch(command: Command, out: &mut dyn Write) -> anyhow::Result<()> {
         Command::Run(args) => run_command(&args, out),
         Command::Sft(args) => Ok(parl_trainer::sft::run(&load(&args.layers)?.config, &args.out, out)?),
         Command::Eval(args) => eval_command(&args, out),
+        Command::Report(args) => report_command(&args, out),
         Command::Config { command: ConfigCommand::Schema } => print_json(out, &config::schema::<Config>()),
         Command::Config { command: ConfigCommand::Reference } => {
             let defaults = serde_json::to_value(Config::default())?;
@@ -115,6 +117,16 @@ fn eval_command(args: &EvalArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     }
     let rows = [Row { name: name.to_owned(), summary }];
     Ok(print_table(out, "held-out tasks", &rows)?)
+}
+
+fn report_command(args: &ReportArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+    let written = report(&args.run, args.out.as_deref(), &args.episodes)?;
+    for note in &written.notes {
+        writeln!(out, "{note}")?;
+    }
+    let kilobytes = written.bytes.div_ceil(1000);
+    let (file, steps, episodes) = (written.file.display(), written.steps, written.episodes);
+    Ok(writeln!(out, "{file}: {steps} steps, {episodes} episodes, {kilobytes} kB; open it in a browser")?)
 }
 
 /// A seat's policy with another model in it, at the temperature that the config gives.

@@ -141,6 +141,23 @@ fn remove_run(path: &Path) -> Result<(), TrainerError> {
     Ok(())
 }
 
+/// The marker of the run in a folder, for readers: no lock is taken and nothing is made.
+///
+/// # Errors
+/// [`TrainerError::Folder`] when there is no run, [`TrainerError::Rollout`] naming the marker when it is damaged.
+pub fn marker(run: &Path) -> Result<Marker, TrainerError> {
+    let path = run.join(MARKER);
+    if !path.is_file() {
+        let what = if run.is_dir() { "holds no run" } else { "is not a folder" };
+        let message = format!("{}: {what}: there is no {MARKER} in it", run.display());
+        return Err(TrainerError::Folder(message));
+    }
+    serde_json::from_value(read_json(&path)?).map_err(|e| {
+        let message = format!("not the marker of a run: {e}");
+        parl_rollout::RolloutError::Corrupt { path, message }.into()
+    })
+}
+
 /// Writes a JSON file, readable and durable.
 ///
 /// # Errors
@@ -185,8 +202,10 @@ mod tests {
         let open = |used| RunFolder::open(&path, used, &marker);
         let text = |used| open(used).unwrap_err().to_string();
         assert!(text(Used::Resume).contains("no run to resume"));
+        assert!(super::marker(&path).unwrap_err().to_string().contains("run: is not a folder"));
         let folder = open(Used::Refuse).unwrap();
         assert_eq!(folder.attempt, 0);
+        assert_eq!(super::marker(&path).unwrap(), marker);
         assert!(text(Used::Refuse).contains("holds a run already"));
         assert!(text(Used::Clean).contains("another process"));
         fs::write(path.join("metrics.jsonl"), "x").unwrap();
