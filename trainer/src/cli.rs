@@ -35,6 +35,8 @@ pub enum Command {
     Eval(EvalArgs),
     /// Write a run as one HTML page: curves, tables, and who worked when in chosen episodes.
     Report(ReportArgs),
+    /// Serve that page on loopback, following the run while it trains.
+    Watch(WatchArgs),
     /// Look at configs without running them.
     Config {
         /// What to do with them.
@@ -70,6 +72,9 @@ pub struct RunArgs {
     /// Remove the run in the folder first.
     #[arg(long)]
     pub clean: bool,
+    /// Serve the run's page on loopback while it trains, as `trainer watch` does.
+    #[arg(long, value_name = "PORT", num_args = 0..=1, require_equals = true)]
+    pub watch: Option<Option<u16>>,
     /// Check everything, show the resolved config, and stop.
     #[arg(long)]
     pub dry_run: bool,
@@ -120,6 +125,16 @@ pub struct ReportArgs {
     /// An episode to show, in the place of the page's own choice; may be given several times.
     #[arg(long = "episode", value_name = "ID")]
     pub episodes: Vec<String>,
+}
+
+/// Arguments of `watch`.
+#[derive(Debug, Args)]
+pub struct WatchArgs {
+    /// Folder of the run.
+    pub run: PathBuf,
+    /// The port on 127.0.0.1 [default: 7380, or a free one].
+    #[arg(long, value_name = "N")]
+    pub port: Option<u16>,
 }
 
 /// Verbs of `config`.

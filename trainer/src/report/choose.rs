@@ -1,5 +1,7 @@
 //! Which episodes a page shows when nobody says.
 
+use std::cmp::Ordering;
+
 use parl_rollout::tasks::TaskKind;
 use parl_rollout::trajectory::record::{EpisodeRecord, Status};
 
@@ -110,7 +112,7 @@ pub fn choose(digests: &[&Digest]) -> Vec<(usize, &'static str)> {
             .filter(free)
             .filter_map(|at| digests.get(at).and_then(|d| key(d, (first, last))).map(|key| (at, key)));
         let greatest =
-            keyed.reduce(|a, b| if b.1.partial_cmp(&a.1).is_some_and(|o| o.is_gt()) { b } else { a });
+            keyed.reduce(|a, b| if b.1.partial_cmp(&a.1).is_some_and(Ordering::is_gt) { b } else { a });
         chosen.extend(greatest.map(|(at, _)| (at, name)));
     }
     chosen
@@ -162,14 +164,14 @@ mod tests {
         );
         // With one episode, the first rule has it and the others go without.
         assert_eq!(of(&all[..1]), [(0, "first step, widest task")]);
-        assert_eq!(of(&[]), []);
+        assert!(of(&[]).is_empty());
         let nan = [digest(0, 1, f64::NAN), digest(0, 1, 1.0)];
         assert_eq!(of(&nan).len(), 2);
     }
 
     #[test]
     fn a_bounded_number_of_steps_is_read_and_both_ends_are_among_them() {
-        assert_eq!(sampled_steps(&[]), []);
+        assert!(sampled_steps(&[]).is_empty());
         assert_eq!(sampled_steps(&[3]), [3]);
         assert_eq!(sampled_steps(&[0, 1, 5]), [0, 1, 5]);
         for n in [16, 17, 150, 1501] {

@@ -5,8 +5,7 @@ pub mod episode;
 pub mod page;
 pub mod series;
 pub mod source;
-#[cfg(test)]
-mod tests;
+pub mod watch;
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +15,7 @@ use parl_rollout::trajectory::record::EpisodeRecord;
 
 use crate::error::TrainerError;
 use page::Block;
-use source::Source;
+use source::{Page, Source};
 
 /// Most bytes of texts in a page, so that a browser opens it; the first episode is shown however long it is.
 const MOST_BYTES: usize = 96 << 20;
@@ -43,32 +42,34 @@ pub struct Written {
 /// [`TrainerError::Folder`] when there is no run or no such episode; [`TrainerError::Rollout`] when the disk fails.
 pub fn report(run: &Path, out: Option<&Path>, episodes: &[String]) -> Result<Written, TrainerError> {
     let mut source = Source::open(run)?;
-    let mut shown = source.read(episodes)?;
+    let figures = source.figures()?;
+    let mut shown = source.episodes(episodes)?;
     let mut blocks: Vec<Block> = Vec::new();
     let mut kept = Vec::new();
-    for (view, record) in shown.page.episodes.drain(..).zip(&shown.records) {
+    for (view, record) in shown.episodes.drain(..).zip(&shown.records) {
         let texts = texts(kept.len(), record, shown.dialect.as_ref())?;
         let bytes = |blocks: &[Block]| blocks.iter().map(|b| b.json.len()).sum::<usize>();
         if !kept.is_empty() && bytes(&blocks) + bytes(&texts) > MOST_BYTES {
             let why = "with it the page would be too long; --episode shows it alone";
-            shown.page.notes.push(format!("episode {} is left out: {why}", view.id));
+            shown.episode_notes.push(format!("episode {} is left out: {why}", view.id));
             continue;
         }
         blocks.extend(texts);
         kept.push(view);
     }
-    shown.page.episodes = kept;
+    shown.episodes = kept;
+    let data = page::json(&Page { figures: &figures, episodes: &shown })?;
     // First, so that the program need not search for it behind the texts.
-    blocks.insert(0, Block { name: "data".to_owned(), json: page::json(&shown.page)? });
+    blocks.insert(0, Block { name: "data".to_owned(), json: data });
     let html = page::html(&blocks, false);
     let file = out.map_or_else(|| run.join("report.html"), Path::to_owned);
     durable::write_atomic(&file, html.as_bytes())?;
     Ok(Written {
         file,
         bytes: html.len(),
-        steps: shown.page.series.steps.len() * shown.page.series.lines_a_point,
-        episodes: shown.page.episodes.len(),
-        notes: shown.page.notes,
+        steps: figures.series.lines,
+        episodes: shown.episodes.len(),
+        notes: [figures.notes, shown.episode_notes].concat(),
     })
 }
 

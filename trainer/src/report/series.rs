@@ -16,6 +16,8 @@ pub(super) fn rounded(value: f64) -> f64 {
 /// Metrics by name over the steps of a run.
 #[derive(Debug, Default, Serialize, PartialEq)]
 pub struct Series {
+    /// Lines in all.
+    pub lines: usize,
     /// Lines that one point stands for; 1 where every line is a point.
     pub lines_a_point: usize,
     /// Training step of each point, from 0 (the mean where it stands for several).
@@ -72,7 +74,7 @@ pub fn series(text: &str) -> (Series, Vec<String>) {
     }
     columns.remove("attempt");
     let steps = columns.remove("step").unwrap_or_default().into_iter().flatten().collect();
-    (Series { lines_a_point, steps, columns }, notes)
+    (Series { lines: lines.len(), lines_a_point, steps, columns }, notes)
 }
 
 #[cfg(test)]
@@ -99,10 +101,11 @@ mod tests {
 
     #[test]
     fn a_long_run_is_thinned_to_means() {
-        let text: String =
-            (0..5000).map(|step| format!("{{\"step\":{step},\"a\":{}}}\n", step % 3)).collect();
+        let lines: Vec<String> =
+            (0..5000).map(|step| format!("{{\"step\":{step},\"a\":{}}}", step % 3)).collect();
+        let text = lines.join("\n");
         let (series, _) = series(&text);
-        assert_eq!((series.lines_a_point, series.steps.len()), (3, 1667));
+        assert_eq!((series.lines, series.lines_a_point, series.steps.len()), (5000, 3, 1667));
         assert_eq!(series.columns["a"].len(), 1667);
         assert!(series.columns["a"][..1666].iter().all(|mean| *mean == Some(1.0)));
     }

@@ -17,9 +17,9 @@ use super::series::{Series, series};
 use crate::error::TrainerError;
 use crate::run::folder::{Marker, marker, read_json};
 
-/// All of a page but the agents' texts.
+/// What the page shows but for single episodes; costs little to read.
 #[derive(Debug, Serialize)]
-pub struct Page {
+pub struct Figures {
     /// Who made the run, and when.
     pub run: Option<Marker>,
     /// What a reader should know: what is damaged, left out, or thinned.
@@ -32,22 +32,36 @@ pub struct Page {
     pub start_eval: Value,
     /// The rows of the table at the end.
     pub final_eval: Value,
-    /// Training steps that are sealed in the log.
-    pub sealed: usize,
-    /// How many of these were read for the choice of episodes.
-    pub read: usize,
-    /// The chosen episodes.
-    pub episodes: Vec<EpisodeView>,
 }
 
-/// A page with what its agents' texts are made from.
-pub struct Shown {
-    /// The page.
-    pub page: Page,
-    /// The records of `page.episodes`, in their order.
+/// The chosen episodes.
+#[derive(Default, Serialize)]
+pub struct Episodes {
+    /// As [`Figures::notes`].
+    pub episode_notes: Vec<String>,
+    /// Training steps that are sealed in the log.
+    pub sealed: usize,
+    /// How many of these were read for the choice; 0 where it was made by hand.
+    pub read: usize,
+    /// Who worked when.
+    pub episodes: Vec<EpisodeView>,
+    /// The records of `episodes`, in their order.
+    #[serde(skip)]
     pub records: Vec<EpisodeRecord>,
-    /// None when the run's tokenizer cannot be read.
+    /// Spells their tokens; `None` when the run's tokenizer cannot be read.
+    #[serde(skip)]
     pub dialect: Option<Dialect>,
+}
+
+/// All of a page but the agents' texts.
+#[derive(Serialize)]
+pub struct Page<'p> {
+    /// Curves, tables, config.
+    #[serde(flatten)]
+    pub figures: &'p Figures,
+    /// The timeline.
+    #[serde(flatten)]
+    pub episodes: &'p Episodes,
 }
 
 /// A run that is read, maybe again and again.
@@ -92,44 +106,39 @@ impl Source {
         &self.run
     }
 
-    /// Reads what a page shows: the episodes of these ids, or a choice where there are none. What is damaged is left
-    /// out and noted.
+    /// The episodes of these ids, or a choice where there are none. What is damaged is left out and noted.
     ///
     /// # Errors
     /// [`TrainerError::Folder`] for an episode that is not there; [`TrainerError::Rollout`] when the disk fails.
-    pub fn read(&mut self, wanted: &[String]) -> Result<Shown, TrainerError> {
-        let mut page = self.figures()?;
+    pub fn episodes(&mut self, wanted: &[String]) -> Result<Episodes, TrainerError> {
         let sealed = self.log.sealed_steps()?;
-        page.sealed = sealed.len();
-        let mut notes = std::mem::take(&mut page.notes);
+        let mut all = Episodes { sealed: sealed.len(), ..Episodes::default() };
         let found = if wanted.is_empty() {
             let steps = sampled_steps(&sealed);
-            page.read = steps.len();
-            self.chosen(&steps, &mut notes)
+            all.read = steps.len();
+            self.chosen(&steps, &mut all.episode_notes)
         } else {
-            wanted.iter().map(|id| self.named(id, &sealed, &mut notes)).collect::<Result<_, _>>()?
+            let named = |id: &String| self.named(id, &sealed, &mut all.episode_notes);
+            wanted.iter().map(named).collect::<Result<_, _>>()?
         };
-        let mut records = Vec::new();
         for Found { step, record, shown_for } in found {
-            page.episodes.push(view(step, &record, shown_for));
-            records.push(record);
+            all.episodes.push(view(step, &record, shown_for));
+            all.records.push(record);
         }
-        let dialect = match self.dialect() {
-            Ok(dialect) => Some(dialect),
-            Err(error) => {
-                notes.push(format!("tokens are shown by their ids: {error}"));
-                None
+        if !all.records.is_empty() {
+            match self.dialect() {
+                Ok(dialect) => all.dialect = Some(dialect),
+                Err(error) => all.episode_notes.push(format!("tokens are shown by their ids: {error}")),
             }
-        };
-        page.notes = notes;
-        Ok(Shown { page, records, dialect })
+        }
+        Ok(all)
     }
 
-    /// The page without episodes, which costs little to read.
+    /// All but the episodes. What is damaged is left out and noted.
     ///
     /// # Errors
     /// [`TrainerError::Rollout`] when the disk fails.
-    pub fn figures(&self) -> Result<Page, TrainerError> {
+    pub fn figures(&self) -> Result<Figures, TrainerError> {
         let mut notes = Vec::new();
         let mut file = |name: &str| {
             let path = self.run.join(name);
@@ -150,17 +159,7 @@ impl Source {
         if series.lines_a_point > 1 {
             notes.push(format!("each point of a curve is the mean of {} steps", series.lines_a_point));
         }
-        Ok(Page {
-            run: marker(&self.run).ok(),
-            notes,
-            config,
-            series,
-            start_eval,
-            final_eval,
-            sealed: 0,
-            read: 0,
-            episodes: Vec::new(),
-        })
+        Ok(Figures { run: marker(&self.run).ok(), notes, config, series, start_eval, final_eval })
     }
 
     /// The dialect whose tokenizer lies beside the run.
@@ -169,7 +168,7 @@ impl Source {
     }
 
     /// The episodes of a sealed step, or a note on why there are none.
-    fn episodes(&self, step: u32) -> Result<Vec<EpisodeRecord>, String> {
+    fn records(&self, step: u32) -> Result<Vec<EpisodeRecord>, String> {
         self.log.read_step(step).map_err(|error| format!("step {step} is left out: {error}"))
     }
 
@@ -181,7 +180,7 @@ impl Source {
             if self.known.get(step).is_none_or(|known| known.seal.is_none() || known.seal != seal) {
                 let digests =
                     |of_step: Vec<EpisodeRecord>| of_step.iter().map(|e| Digest::of(*step, e)).collect();
-                self.known.insert(*step, Known { seal, digests: self.episodes(*step).map(digests) });
+                self.known.insert(*step, Known { seal, digests: self.records(*step).map(digests) });
             }
         }
         let mut digests: Vec<&Digest> = Vec::new();
@@ -195,7 +194,7 @@ impl Source {
         let chosen = || choices.iter().filter_map(|(at, shown_for)| Some((*digests.get(*at)?, *shown_for)));
         let mut found = Vec::new();
         for step in chosen().map(|(digest, _)| digest.step).collect::<BTreeSet<u32>>() {
-            let of_step = self.episodes(step).unwrap_or_default();
+            let of_step = self.records(step).unwrap_or_default();
             for (order, (digest, shown_for)) in chosen().enumerate().filter(|(_, (d, _))| d.step == step) {
                 if let Some(record) = of_step.iter().find(|e| e.episode_id == digest.id) {
                     found.push((order, Found { step, record: record.clone(), shown_for }));
@@ -212,7 +211,7 @@ impl Source {
         let hinted = hint.into_iter().filter(|step| sealed.contains(step));
         let others = sealed.iter().copied().filter(|step| Some(*step) != hint);
         for step in hinted.chain(others) {
-            match self.episodes(step) {
+            match self.records(step) {
                 Ok(of_step) => {
                     if let Some(record) = of_step.into_iter().find(|e| e.episode_id == id) {
                         return Ok(Found { step, record, shown_for: "chosen by you" });
@@ -222,8 +221,11 @@ impl Source {
                 Err(note) => notes.push(note),
             }
         }
-        let notes: String = notes.iter().map(|note| format!("; {note}")).collect();
-        let run = self.run.display();
-        Err(TrainerError::Folder(format!("{run}: no sealed step holds the episode `{id}`{notes}")))
+        let mut message = format!("{}: no sealed step holds the episode `{id}`", self.run.display());
+        for note in notes {
+            message.push_str("; ");
+            message.push_str(note);
+        }
+        Err(TrainerError::Folder(message))
     }
 }

@@ -1,6 +1,8 @@
 // Curves: what a chart shows is data, every chart is drawn in one way, and one cursor moves through all of them.
 
-const DASHES = ["", "7 3", "2 3", "9 3 2 3", "4 2", ""];
+// Shapes tell the curves apart where colours do not: path data around 0,0 by the line's number.
+const SHAPES = ["M-3.4 0a3.4 3.4 0 1 0 6.8 0a3.4 3.4 0 1 0 -6.8 0", "M-3 -3H3V3H-3Z", "M0 -4L3.8 2.8H-3.8Z", "M0 -4.2L4.2 0L0 4.2L-4.2 0Z", "M0 4L3.8 -2.8H-3.8Z", "M-4 -1.2H-1.2V-4H1.2V-1.2H4V1.2H1.2V4H-1.2V1.2H-4Z"];
+const REFERENCE_DASHES = ["7 4", "1.5 4", "9 3 1.5 3"];
 const charts = new Map();
 let cursor = null;
 
@@ -12,10 +14,11 @@ function setCursor(at) {
 /** Mean over a window around each point: what the eye should follow through the noise. */
 function smooth(values, window) {
   const half = Math.floor(window / 2);
-  return values.map((value, i) => (value === null ? null : mean(values.slice(Math.max(0, i - half), i + half + 1))));
+  return values.map((_, i) => mean(values.slice(Math.max(0, i - half), i + half + 1)));
 }
 
-const windowOf = (n) => Math.max(1, Math.round(n / 30));
+const windowOf = (n) => Math.max(1, Math.round(n / 20));
+const lastNumber = (values) => values.findLast(isNumber) ?? null;
 
 /**
  * spec: {title, unit, kind, lines: [{key, name}], references: [{value, name}], low, high, hint}. Lines whose key the
@@ -46,7 +49,7 @@ class Chart {
     }));
     const window = windowOf(this.steps.length);
     for (const line of this.lines) line.smooth = window > 1 ? smooth(line.values, window) : line.values;
-    this.title.textContent = spec.unit ? `${spec.title}, ${spec.unit}` : spec.title;
+    this.title.textContent = visible(spec.unit ? `${spec.title}, ${spec.unit}` : spec.title);
     this.hint.textContent = spec.hint || "";
     this.hint.hidden = !spec.hint;
     this.draw();
@@ -63,6 +66,9 @@ class Chart {
     const all = values.concat(references.map((r) => r.value));
     let low = Math.min(...(this.spec.low === undefined ? [] : [this.spec.low]), ...all.length ? [least(all)] : [0]);
     let high = Math.max(...(this.spec.high === undefined ? [] : [this.spec.high]), ...all.length ? [most(all)] : [1]);
+    const nice = ticks(low, high, this.spec.small ? 2 : 4);
+    const gap = nice.length > 1 ? nice[1] - nice[0] : 0;
+    if (this.spec.high === undefined && gap) high = Math.ceil(high / gap - 1e-9) * gap;
     if (high === low) { high += Math.abs(high) || 1; low -= this.spec.low === undefined ? Math.abs(low) : 0; }
     const first = this.steps[0] ?? 0;
     const last = this.steps[this.steps.length - 1] ?? 1;
@@ -83,27 +89,35 @@ class Chart {
     parts.push(svg("text", { x: (box.left + box.right) / 2, y: height - 3, "text-anchor": "middle" }, "training step"));
     for (const [i, reference] of references.entries()) {
       const at = y(reference.value);
-      parts.push(svg("line", { x1: box.left, x2: box.right, y1: at, y2: at, stroke: `var(--c${5 - (i % 3)})`, "stroke-width": 1.5, "stroke-dasharray": i % 2 ? "1 4" : "6 4" }));
+      parts.push(svg("line", { x1: box.left, x2: box.right, y1: at, y2: at, stroke: "var(--text)", "stroke-opacity": 0.7, "stroke-width": 1.4, "stroke-dasharray": REFERENCE_DASHES[i % 3] }));
     }
     for (const line of this.lines) {
       const stroke = `var(--c${line.index})`;
       if (line.smooth !== line.values) {
         parts.push(svg("path", { d: this.path(line.values), fill: "none", stroke, "stroke-opacity": 0.3, "stroke-width": 1 }));
       }
-      parts.push(svg("path", { d: this.path(line.smooth), fill: "none", stroke, "stroke-width": 2.2, "stroke-dasharray": DASHES[line.index], "stroke-linejoin": "round" }));
-      if (this.steps.length === 1 && isNumber(line.values[0])) parts.push(svg("circle", { cx: x(first), cy: y(line.values[0]), r: 3, fill: stroke }));
+      parts.push(svg("path", { d: this.path(line.smooth), fill: "none", stroke, "stroke-width": 2, "stroke-linejoin": "round" }));
     }
+    // A few marks on each line, not where the other lines have theirs.
+    const n = this.steps.length;
+    const every = Math.max(1, Math.round((n * 75) / Math.max(75, box.right - box.left)));
+    this.lines.forEach((line, k) => {
+      for (let i = Math.floor((every * (k + 0.5)) / this.lines.length); i < n; i += every) {
+        if (isNumber(line.smooth[i])) parts.push(svg("path", { d: SHAPES[line.index], transform: `translate(${x(this.steps[i]).toFixed(1)} ${y(line.smooth[i]).toFixed(1)})`, fill: `var(--c${line.index})`, stroke: "var(--surface)", "stroke-width": 0.8 }));
+      }
+    });
     this.pointer = svg("g");
     parts.push(this.pointer);
     this.plot.setAttribute("height", height);
     this.plot.setAttribute("viewBox", `0 0 ${width} ${height}`);
-    this.plot.setAttribute("aria-label", `${this.title.textContent}. ${this.lines.map((l) => `${l.name}: ${shown(l.smooth[0], kind)} at first, ${shown(l.smooth[l.smooth.length - 1], kind)} at last`).join("; ")}. Arrow keys move the cursor.`);
+    this.plot.setAttribute("aria-label", `${this.title.textContent}. ${this.lines.map((l) => `${l.name}: ${shown(l.smooth[0], kind)} at first, ${shown(lastNumber(l.smooth), kind)} at last`).join("; ")}. Arrow keys move the cursor.`);
     this.plot.replaceChildren(...parts);
-    const swatch = (attributes) => svg("svg", { viewBox: "0 0 22 10", "aria-hidden": "true" }, svg("line", { x1: 0, x2: 22, y1: 5, y2: 5, ...attributes }));
+    const swatch = (attributes, shape) => svg("svg", { viewBox: "0 0 22 10", "aria-hidden": "true" }, svg("line", { x1: 0, x2: 22, y1: 5, y2: 5, ...attributes }),
+      shape ? svg("path", { d: shape, transform: "translate(11 5)", fill: attributes.stroke }) : null);
     this.values = this.lines.map(() => el("b"));
     this.legend.replaceChildren(
-      ...this.lines.map((line, i) => el("li", {}, swatch({ stroke: `var(--c${line.index})`, "stroke-width": 2.6, "stroke-dasharray": DASHES[line.index] }), el("span", {}, line.name), this.values[i])),
-      ...references.map((r, i) => el("li", { class: "muted" }, swatch({ stroke: `var(--c${5 - (i % 3)})`, "stroke-width": 1.6, "stroke-dasharray": i % 2 ? "1 4" : "6 4" }), el("span", {}, r.name), el("b", {}, shown(r.value, kind)))),
+      ...this.lines.map((line, i) => el("li", {}, swatch({ stroke: `var(--c${line.index})`, "stroke-width": 2 }, SHAPES[line.index]), el("span", {}, line.name), this.values[i])),
+      ...references.map((r, i) => el("li", { class: "muted" }, swatch({ stroke: "var(--text)", "stroke-opacity": 0.7, "stroke-width": 1.6, "stroke-dasharray": REFERENCE_DASHES[i % 3] }), el("span", {}, r.name), el("b", {}, shown(r.value, kind)))),
     );
     this.point();
   }
@@ -135,7 +149,7 @@ class Chart {
     }
     this.pointer.replaceChildren(...marks);
     // Without a cursor the smoothed end is told: a single step is noise.
-    this.lines.forEach((line, i) => { this.values[i].textContent = shown((cursor === null ? line.smooth : line.values)[at], this.spec.kind); });
+    this.lines.forEach((line, i) => { this.values[i].textContent = shown(cursor === null ? lastNumber(line.smooth) : line.values[at], this.spec.kind); });
   }
 
   hover(event) {

@@ -8,7 +8,7 @@ function longText(text) {
   const all = text === null || text === undefined ? "" : String(text);
   const pre = el("pre", {}, all.length > MOST_CHARS ? `${all.slice(0, MOST_CHARS)}…` : all);
   if (all.length <= MOST_CHARS) return pre;
-  const more = el("button", { type: "button", onclick: () => { pre.textContent = all; more.remove(); } }, `show all ${count(all.length, "character")}`);
+  const more = el("button", { type: "button", onclick: () => { pre.textContent = visible(all); more.remove(); } }, `show all ${count(all.length, "character")}`);
   return el("div", {}, pre, more);
 }
 

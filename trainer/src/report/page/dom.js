@@ -3,6 +3,9 @@
 
 const byId = (id) => document.getElementById(id);
 
+/** Text with the characters made visible that would turn its direction round, or that are none. */
+const visible = (text) => String(text).replace(/[\u0000-\u0008\u000b-\u001f\u007f\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, "\ufffd");
+
 function fill(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (value === null || value === undefined || value === false) continue;
@@ -10,7 +13,8 @@ function fill(node, attributes, children) {
     else node.setAttribute(name, value === true ? "" : String(value));
   }
   // Strings become text nodes here, whatever they hold.
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  const some = children.flat().filter((child) => child !== null && child !== undefined);
+  node.append(...some.map((child) => (child instanceof Node ? child : visible(child))));
   return node;
 }
 
@@ -51,7 +55,7 @@ function ticks(low, high, wanted) {
   const ten = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((m) => m * ten).find((s) => s >= rough) || rough;
   const found = [];
-  for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k += 1) found.push(k * step);
+  for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k += 1) found.push(k * step || 0);
   return found;
 }
 

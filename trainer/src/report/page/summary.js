@@ -71,12 +71,12 @@ function chartSpecs(data) {
       { key: "reward/mean", name: "reward" }, { key: "parl/r_perf/mean", name: "r_perf" },
       { key: "parl/r_parallel/mean", name: "r_parallel" }, { key: "parl/r_finish/mean", name: "r_finish" }] },
     { title: "Success by kind of task", kind: "share", low: 0, high: 1, lines: [{ key: "success/mean", name: "all" }, ...kinds("success/", "/mean")] },
-    { title: "Critical steps", unit: "steps a task", low: 0, hint: data.final_eval ? "The experts' lines are over held-out tasks." : "", lines: [
+    { title: "Critical steps", unit: "per task", low: 0, hint: data.final_eval ? "The experts' lines are over held-out tasks." : "", lines: [
       { key: "parl/critical_steps", name: "critical steps" }, { key: "parl/total_steps", name: "steps of all agents" }],
       references: [{ value: expert("serial expert, budget lifted"), name: "serial expert, budget lifted" },
         { value: expert("serial expert"), name: "serial expert" }, { value: expert("parallel expert"), name: "parallel expert" }] },
-    { title: "Critical steps by kind", unit: "steps a task", low: 0, lines: kinds("parl/critical_steps/", "") },
-    { title: "Parallelism", unit: "agents a task", low: 0, lines: [
+    { title: "Critical steps by kind", unit: "per task", low: 0, lines: kinds("parl/critical_steps/", "") },
+    { title: "Parallelism", unit: "agents per task", low: 0, lines: [
       { key: "parl/num_subagents", name: "assignments" }, { key: "parl/max_concurrency", name: "most at once" },
       ...kinds("parl/num_subagents/", "").map((l) => ({ ...l, name: `assignments, ${l.name}` }))] },
     { title: "Finishing and retrying", kind: "share", low: 0, high: 1, lines: [
@@ -84,10 +84,10 @@ function chartSpecs(data) {
       { key: "parl/serial_frac", name: "episodes without help" }] },
     { title: "Shaping weights λ", low: 0, lines: [
       { key: "parl/lambda_parallel", name: "λ of r_parallel" }, { key: "parl/lambda_finish", name: "λ of r_finish" }] },
-    { title: "Time by phase", unit: "seconds a step", low: 0, lines: kinds("time/", "") },
+    { title: "Time by phase", unit: "seconds per step", low: 0, lines: kinds("time/", "") },
     { title: "Throughput", unit: "tokens/s", low: 0, lines: [
       { key: "perf/throughput", name: "rollout" }, { key: "perf/learn_throughput", name: "learner" }] },
-    { title: "Entropy of the policy", unit: "nats a token", low: 0, lines: [{ key: "entropy/mean", name: "entropy" }] },
+    { title: "Entropy of the policy", unit: "nats per token", low: 0, lines: [{ key: "entropy/mean", name: "entropy" }] },
   ];
 }
 
@@ -141,11 +141,12 @@ function showConfig(data) {
 function showHead(data) {
   const name = data.run ? data.run.run_id : "waiting for the run";
   document.title = `${name} – PARL run`;
-  byId("name").textContent = name;
+  byId("name").textContent = visible(name);
   const about = data.run ? [`made ${String(data.run.made_at).slice(0, 16).replace("T", " ")} UTC by ${data.run.made_by}`] : [];
   if (data.run && data.run.overrides.length) about.push(`with ${data.run.overrides.join(" ")}`);
-  byId("about").textContent = about.join(" · ");
+  byId("about").textContent = visible(about.join(" · "));
   const notes = byId("notes");
-  notes.hidden = !data.notes.length;
-  notes.replaceChildren(el("div", { class: "note" }, el("h3", {}, "Please note"), el("ul", {}, data.notes.map((note) => el("li", {}, note)))));
+  const all = data.notes.concat(data.episode_notes);
+  notes.hidden = !all.length;
+  notes.replaceChildren(el("div", { class: "note" }, el("h3", {}, "Please note"), el("ul", {}, all.map((note) => el("li", {}, note)))));
 }

@@ -75,6 +75,9 @@ class Timeline {
       tab.setAttribute("aria-selected", String(i === this.at));
       tab.tabIndex = i === this.at ? 0 : -1;
     });
+    // On a phone the tabs are a row of their own that scrolls sideways.
+    const tab = this.picker.children[this.at];
+    this.picker.scrollLeft = tab.offsetLeft - this.picker.offsetLeft - 24;
   }
 
   tabKey(event, i) {
@@ -100,8 +103,8 @@ class Timeline {
         ["advantage", e.advantage === null ? null : shown(e.advantage)], ["agents finished", share], ["at once", String(e.max_concurrent)],
         ["critical steps", String(e.critical_steps)], ["steps of all", String(e.total_steps)],
         ["wall-clock", shown(e.duration_ms, "ms")], ["of all agents", shown(e.total_ms, "ms")], ["tokens drawn", shown(e.completion_tokens)]]),
-      el("p", {}, el("span", { class: "muted" }, "Asked: "), e.question),
-      e.answer === null ? el("p", { class: "muted" }, e.error || "No answer.") : el("p", {}, el("span", { class: "muted" }, "Answered: "), e.answer));
+      el("p", { class: "cut" }, el("span", { class: "muted" }, "Asked: "), e.question),
+      e.answer === null ? el("p", { class: "muted" }, e.error || "No answer.") : el("p", { class: "cut" }, el("span", { class: "muted" }, "Answered: "), e.answer));
     this.row = 0;
     this.call = null;
     this.scroller.scrollTop = 0;
@@ -166,7 +169,7 @@ class Timeline {
     if (!e || !this.width) return;
     const height = Math.min(this.scroller.clientHeight || 300, TOP + e.agents.length * LANE + 6);
     const ratio = window.devicePixelRatio || 1;
-    this.left = narrow() ? 96 : 148;
+    this.left = narrow() ? 112 : 148;
     if (this.canvas.width !== Math.round(this.width * ratio) || this.canvas.height !== Math.round(height * ratio)) {
       this.canvas.width = Math.round(this.width * ratio);
       this.canvas.height = Math.round(height * ratio);
@@ -220,7 +223,7 @@ class Timeline {
     const step = marks.length > 1 ? marks[1] - marks[0] : 1;
     const unit = this.axis === "path" ? "critical steps" : this.end() > 20000 ? "s" : "ms";
     c.textAlign = "left";
-    c.fillText(unit === "critical steps" ? unit : `wall-clock, ${unit}`, 10, 16);
+    c.fillText(this.axis === "path" ? unit : `wall-clock, ${unit}`, 10, 16);
     for (const value of marks) {
       const at = this.x(value);
       c.textAlign = at > right - 14 ? "right" : "center";
@@ -248,7 +251,7 @@ class Timeline {
     c.textAlign = "left";
     const failed = !agent.finished;
     const room = this.left - (failed ? 32 : 18);
-    let label = `${agent.idx} ${agent.name}`.slice(0, 60);
+    let label = visible(`${agent.idx} ${agent.name}`.slice(0, 60));
     while (label.length > 3 && c.measureText(label).width > room) label = `${label.slice(0, -2)}…`;
     c.fillText(label, 10, y + 14);
     if (failed) this.cross(c, this.left - 14, y + LANE / 2, 4);
@@ -382,7 +385,7 @@ class Timeline {
     const hit = event.pointerType === "mouse" ? this.under(event) : null;
     this.tip.hidden = !hit;
     if (!hit) return;
-    this.tip.textContent = this.words(hit.row, hit.call);
+    this.tip.textContent = visible(this.words(hit.row, hit.call));
     const bounds = this.scroller.getBoundingClientRect();
     const x = event.clientX - bounds.left;
     this.tip.style.left = `${x > bounds.width / 2 ? Math.max(4, x - this.tip.offsetWidth - 12) : x + 14}px`;
@@ -417,7 +420,7 @@ class Timeline {
       const [a, b] = this.view;
       if (to < a || from > b) this.moveTo(from - (b - a) / 2, b - a);
     }
-    this.said.textContent = this.words(row, call);
+    this.said.textContent = visible(this.words(row, call));
     this.later();
     if (read) this.read();
   }
