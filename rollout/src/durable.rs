@@ -61,18 +61,10 @@ pub fn sync_dir(path: &Path) -> Result<(), RolloutError> {
 /// Replaces or makes `path` with `bytes`: a reader sees the old file or the new one, also after a power loss.
 ///
 /// # Errors
-/// [`RolloutError::Io`]; the old file is untouched then.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), RolloutError> {
-    write_with(path, |file| file.write_all(bytes))
-}
-
-/// As [`write_atomic`], with a writer in the place of bytes.
-///
-/// # Errors
 /// [`RolloutError::Io`]; the old file is untouched and nothing of the new one is left then.
-pub fn write_with(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), RolloutError> {
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), RolloutError> {
     let partial = temporary(path);
-    let result = write_synced(&partial, write).and_then(|()| publish(&partial, path));
+    let result = write_synced(&partial, bytes).and_then(|()| publish(&partial, path));
     if result.is_err() {
         // Best effort: the error that is reported is the first one.
         let _ = fs::remove_file(&partial);
@@ -84,13 +76,20 @@ pub fn write_with(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) 
 ///
 /// # Errors
 /// [`RolloutError::Io`].
-pub fn write_synced(
-    partial: &Path,
-    write: impl FnOnce(&mut File) -> io::Result<()>,
-) -> Result<(), RolloutError> {
+fn write_synced(partial: &Path, bytes: &[u8]) -> Result<(), RolloutError> {
     let mut file = File::create(partial).map_err(failed(partial, "cannot create"))?;
-    write(&mut file).map_err(failed(partial, "cannot write"))?;
-    file.sync_all().map_err(failed(partial, "cannot sync"))
+    file.write_all(bytes).map_err(|e| failed(partial, "cannot write")(wanting(e, bytes.len())))?;
+    file.sync_all().map_err(|e| failed(partial, "cannot sync")(wanting(e, bytes.len())))
+}
+
+/// The error with the room that was wanted, where room is what is missing.
+fn wanting(error: io::Error, bytes: usize) -> io::Error {
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+            io::Error::new(error.kind(), format!("{error}; this file needs {bytes} bytes"))
+        }
+        _ => error,
+    }
 }
 
 /// Renames a synced temporary file to its own name and syncs the folder.
@@ -223,7 +222,44 @@ impl Lines {
     /// # Errors
     /// [`RolloutError::Io`].
     pub fn append(&mut self, line: &str) -> Result<(), RolloutError> {
-        self.file.write_all(format!("{line}\n").as_bytes()).map_err(failed(&self.path, "cannot append"))
+        let line = format!("{line}\n");
+        let append = self.file.write_all(line.as_bytes());
+        append.map_err(|e| failed(&self.path, "cannot append")(wanting(e, line.len())))
+    }
+
+    /// Makes what was appended durable.
+    ///
+    /// # Errors
+    /// [`RolloutError::Io`].
+    pub fn sync(&mut self) -> Result<(), RolloutError> {
+        self.file.sync_data().map_err(failed(&self.path, "cannot sync"))
+    }
+}
+
+/// A file of bytes that only grows, in a format that tells a torn end by itself.
+#[derive(Debug)]
+pub struct Growing {
+    path: PathBuf,
+    file: File,
+}
+
+impl Growing {
+    /// Puts a file that begins with `head` in the place of what is at `path`; a reader sees the old file or the head.
+    ///
+    /// # Errors
+    /// [`RolloutError::Io`]; the old file is untouched then.
+    pub fn begin(path: &Path, head: &[u8]) -> Result<Self, RolloutError> {
+        write_atomic(path, head)?;
+        let file = OpenOptions::new().append(true).open(path);
+        Ok(Self { path: path.to_owned(), file: file.map_err(failed(path, "cannot open for appending"))? })
+    }
+
+    /// Appends bytes.
+    ///
+    /// # Errors
+    /// [`RolloutError::Io`].
+    pub fn append(&mut self, bytes: &[u8]) -> Result<(), RolloutError> {
+        self.file.write_all(bytes).map_err(failed(&self.path, "cannot append"))
     }
 
     /// Makes what was appended durable.
@@ -251,18 +287,22 @@ mod tests {
         let dir = folder("atomic");
         let path = dir.join("state.json");
         write_atomic(&path, b"old").unwrap();
-        let error = write_with(&path, |file| {
-            file.write_all(b"half of the n")?;
-            Err(io::Error::new(ErrorKind::StorageFull, "no space left"))
-        })
-        .unwrap_err()
-        .to_string();
-        assert!(error.contains("state.json") && error.contains("no space left"), "{error}");
-        assert_eq!(fs::read(&path).unwrap(), b"old");
-        assert_eq!(names(&dir).unwrap(), ["state.json"]);
+        // A folder in the way of the last step, the rename.
+        fs::create_dir_all(dir.join("taken/by")).unwrap();
+        assert!(write_atomic(&dir.join("taken"), b"new").is_err());
+        assert_eq!(names(&dir).unwrap(), ["state.json", "taken"]);
         write_atomic(&path, b"new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
         fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_full_disk_is_told_with_the_room_that_is_wanted() {
+        // A device that is always full.
+        let full = Path::new("/dev/full");
+        let error = write_synced(full, &[7; 4321]).unwrap_err().to_string();
+        assert!(error.starts_with("/dev/full: cannot write: No space left"), "{error}");
+        assert!(error.ends_with("this file needs 4321 bytes"), "{error}");
     }
 
     #[test]

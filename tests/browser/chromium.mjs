@@ -101,10 +101,13 @@ export async function start(program) {
       await call("Input.dispatchMouseEvent", { type: "mouseReleased", ...at });
     };
     tab.move = (x, y) => call("Input.dispatchMouseEvent", { type: "mouseMoved", x, y });
-    tab.picture = async (whole = false) => {
-      const size = await call("Page.getLayoutMetrics");
-      const clip = whole ? { x: 0, y: 0, width: size.cssLayoutViewport.clientWidth, height: size.cssContentSize.height, scale: 1 } : undefined;
-      const { data } = await call("Page.captureScreenshot", { format: "png", captureBeyondViewport: whole, clip });
+    /** A PNG of what is seen, or of all of the element that a selector names. */
+    tab.picture = async (selector = null) => {
+      const clip = selector === null ? undefined : await tab.evaluate(`(() => {
+        const box = document.querySelector(${JSON.stringify(selector)}).getBoundingClientRect();
+        return { x: box.left + scrollX, y: box.top + scrollY, width: box.width, height: box.height, scale: 1 };
+      })()`);
+      const { data } = await call("Page.captureScreenshot", { format: "png", captureBeyondViewport: selector !== null, clip });
       return Buffer.from(data, "base64");
     };
     tab.close = () => send("Target.closeTarget", { targetId });

@@ -17,10 +17,10 @@ const [AGENTS, CALLS] = [100, 1500];
 const pause = (ms) => new Promise((wake) => setTimeout(wake, ms));
 const children = [];
 
-async function keep(tab, name, whole = false) {
+async function keep(tab, name, selector = null) {
   if (!pictures) return;
   mkdirSync(pictures, { recursive: true });
-  writeFileSync(join(pictures, `${name}.png`), await tab.picture(whole));
+  writeFileSync(join(pictures, `${name}.png`), await tab.picture(selector));
 }
 
 const ratio = (tab, a, b) => tab.evaluate(`(() => {
@@ -76,7 +76,7 @@ async function hostileAndLarge(browser) {
   assert.equal(seen.size, 12, "the arrow keys do not reach every agent");
   await tab.evaluate("document.querySelector('#more').open = true; document.querySelector('.plain').open = true; for (const d of document.querySelectorAll('.config details')) d.open = true");
   await pause(300);
-  await keep(tab, "hostile", true);
+  await keep(tab, "hostile", "body");
   assert.equal(await tab.evaluate("window.owned === undefined && document.images.length"), 0);
   assert.equal(await tab.evaluate("[...document.scripts].filter((s) => s.type !== 'application/json').length"), 1);
 

@@ -80,7 +80,15 @@ impl Folder {
     /// # Errors
     /// When the binary is not built or cannot be started, and when it hangs.
     pub fn trainer(&self, arguments: &[&str]) -> std::io::Result<Outcome> {
-        self.call(&trainer(), arguments, PATIENCE)
+        self.trainer_under(&[], arguments)
+    }
+
+    /// Calls the binary in it under more environment variables.
+    ///
+    /// # Errors
+    /// As [`Self::trainer`].
+    pub fn trainer_under(&self, variables: &[(&str, &str)], arguments: &[&str]) -> std::io::Result<Outcome> {
+        self.call_under(variables, &trainer(), arguments, PATIENCE)
     }
 
     /// Calls any program in it; one that runs for longer than `patience` is killed.
@@ -88,6 +96,16 @@ impl Folder {
     /// # Errors
     /// When the program is not there or cannot be started, and [`ErrorKind::TimedOut`] with what it had said.
     pub fn call(&self, program: &Path, arguments: &[&str], patience: Duration) -> std::io::Result<Outcome> {
+        self.call_under(&[], program, arguments, patience)
+    }
+
+    fn call_under(
+        &self,
+        variables: &[(&str, &str)],
+        program: &Path,
+        arguments: &[&str],
+        patience: Duration,
+    ) -> std::io::Result<Outcome> {
         if !program.is_file() {
             let message = format!(
                 "{} is not there: build it with scripts/test, or with cargo build --release --workspace",
@@ -99,6 +117,7 @@ impl Folder {
         let [out, err] = ["out", "err"].map(|name| self.0.with_extension(format!("{}.{name}", unique())));
         let mut child = Command::new(program)
             .args(arguments)
+            .envs(variables.iter().copied())
             .current_dir(&self.0)
             .stdin(Stdio::null())
             .stdout(File::create(&out)?)

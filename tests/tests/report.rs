@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use parl_tests::synthetic::{dialect, episode, hostile, metrics, write_run};
+use parl_tests::synthetic::{dialect, episode, hostile, write_run};
 use parl_tests::{Folder, trainer};
 use serde_json::Value;
 
@@ -255,13 +255,15 @@ fn a_watched_run_is_followed_and_never_written_to() {
     let (head, body) = server.get("/data.json", &format!("If-None-Match: {tag}\r\n"));
     assert!(head.starts_with("HTTP/1.0 304") && body.is_empty(), "{head}");
     let (head, texts) = server.get("/texts/s000001-g0000-e0000/0", "");
+    assert!(head.starts_with("HTTP/1.0 200") && texts.contains("\"assigned_prompt\":"), "{head}");
+    let (head, metrics) = server.get("/metrics", "");
     assert!(
-        head.starts_with("HTTP/1.0 200") && texts.contains("assigned_prompt of")
-            || texts.contains("assigned_prompt")
+        head.contains("text/plain; version=0.0.4") && metrics.contains("\nparl_step{run=\"run_id "),
+        "{metrics}"
     );
 
     let mut file = fs::OpenOptions::new().append(true).open(run.join("metrics.jsonl")).unwrap();
-    writeln!(file, "{}", metrics(3)).unwrap();
+    writeln!(file, "{}", parl_tests::synthetic::metrics(3)).unwrap();
     let begin = Instant::now();
     let data: Value = loop {
         let (head, body) = server.get("/data.json", &format!("If-None-Match: {tag}\r\n"));

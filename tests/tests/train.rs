@@ -5,7 +5,9 @@
 #![expect(clippy::disallowed_methods, reason = "clippy.toml: tests damage files as they like")]
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
 
 use parl_tests::{Folder, Outcome, root};
 use serde_json::Value;
@@ -40,9 +42,13 @@ fn with_model() -> Folder {
 }
 
 fn run(folder: &Folder, name: &str, more: &[&str]) -> Outcome {
+    run_under(folder, &[], name, more)
+}
+
+fn run_under(folder: &Folder, variables: &[(&str, &str)], name: &str, more: &[&str]) -> Outcome {
     let model = "rollout.orchestrator.policy={type: local, model: model, temperature: 1.0}";
     let fixed = ["run", "--run-dir", name, model, "run.final_eval_tasks=0"];
-    folder.trainer(&[&fixed[..], &TASKS, &SMALL, more].concat()).unwrap()
+    folder.trainer_under(variables, &[&fixed[..], &TASKS, &SMALL, more].concat()).unwrap()
 }
 
 /// The bytes of the weights and of the optimizer after `step` steps.
@@ -113,6 +119,79 @@ fn a_damaged_checkpoint_is_passed_over_and_a_run_without_a_whole_one_is_refused(
     assert_eq!(state(&folder.join("r"), 4), state(&folder.join("whole"), 4));
     assert!(folder.join("r/quarantine/attempt_2/checkpoints/step_000004").is_dir());
     assert!(folder.join("r/quarantine/attempt_2/tokens/step_000003").is_dir());
+}
+
+/// Files below `folder` whose writing was not finished.
+fn unfinished(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let below = entries.map(|entry| entry.path()).filter(|path| !path.is_symlink());
+    below
+        .flat_map(|path| if path.is_dir() { unfinished(&path) } else { vec![path] })
+        .filter(|path| partial(path))
+        .collect()
+}
+
+fn partial(path: &Path) -> bool {
+    path.components().any(|part| part.as_os_str().to_string_lossy().ends_with(".tmp"))
+}
+
+#[test]
+fn a_disk_that_is_full_at_any_operation_costs_nothing_but_time() {
+    let folder = with_model();
+    let disk = folder.join("full_disk.so");
+    let source = root().join("tests/faults/full_disk.c").display().to_string();
+    let compile = ["-shared", "-fPIC", "-O1", "-o", &disk.display().to_string(), &source, "-ldl"];
+    let made = Command::new("cc").args(compile).status().unwrap();
+    assert!(made.success(), "the C compiler refused {source}");
+    let disk = disk.display().to_string();
+    let more = ["run.max_steps=2", "run.checkpoint_every=1", "run.keep_last=1", "learner.threads=1"];
+
+    let count = folder.join("count").display().to_string();
+    let below = folder.join("whole").display().to_string();
+    let counting = [("LD_PRELOAD", disk.as_str()), ("FULL_DISK_BELOW", &below), ("FULL_DISK_COUNT", &count)];
+    let whole = run_under(&folder, &counting, "whole", &more);
+    assert_eq!(whole.code, 0, "{}", whole.err);
+    let operations: u32 = fs::read_to_string(&count).unwrap().trim().parse().unwrap();
+    assert!(operations > 100, "only {operations} operations: the disk is not in between");
+    let bits = state(&folder.join("whole"), 2);
+
+    let full_at = |at: u32| {
+        let name = format!("run{at}");
+        let path = folder.join(&name);
+        let (below, number) = (path.display().to_string(), at.to_string());
+        let full = [("LD_PRELOAD", disk.as_str()), ("FULL_DISK_BELOW", &below), ("FULL_DISK_AT", &number)];
+        let failed = run_under(&folder, &full, &name, &more);
+        assert_eq!(failed.code, 5, "full at {at}: {failed:?}");
+        assert!(
+            failed.err.contains(&name) && failed.err.contains("No space left"),
+            "full at {at}: {failed:?}"
+        );
+        let says_how_much = failed.err.contains("this file needs") && failed.err.contains(" bytes");
+        let of_bytes = failed.err.contains("cannot write") || failed.err.contains("cannot append");
+        assert!(says_how_much || !of_bytes, "full at {at}: {failed:?}");
+        assert_eq!(unfinished(&path), [] as [PathBuf; 0], "full at {at}: {failed:?}");
+        // With room again the run goes on, or begins where it had not begun. (Not after each: a run takes a while.)
+        if at % 4 > 1 {
+            fs::remove_dir_all(&path).unwrap();
+            return true;
+        }
+        let resumed = run(&folder, &name, &[&more[..], &["--resume"]].concat());
+        let begun = resumed.code == 0;
+        let again = if begun { resumed } else { run(&folder, &name, &[&more[..], &["--clean"]].concat()) };
+        assert_eq!(again.code, 0, "full at {at}: {failed:?}, then {again:?}");
+        assert_eq!(state(&path, 2), bits, "full at {at}");
+        fs::remove_dir_all(&path).unwrap();
+        begun
+    };
+    // Two at once: most of a run's time is its start.
+    let begun: Vec<bool> = thread::scope(|scope| {
+        let half =
+            |odd: u32| move || (1..=operations).filter(|at| at % 2 == odd).map(full_at).collect::<Vec<_>>();
+        let (odd, even) = (scope.spawn(half(1)), scope.spawn(half(0)));
+        [odd.join().unwrap(), even.join().unwrap()].concat()
+    });
+    let lost = begun.iter().filter(|begun| !**begun).count();
+    assert!(lost < 10, "{lost} of {operations} places leave a run that cannot be gone on with");
 }
 
 #[test]

@@ -37,6 +37,8 @@ pub enum Command {
     Report(ReportArgs),
     /// Serve that page on loopback, following the run while it trains.
     Watch(WatchArgs),
+    /// Write what trackers read (TensorBoard, W&B) for a run that is over.
+    Track(TrackArgs),
     /// Look at configs without running them.
     Config {
         /// What to do with them.
@@ -135,6 +137,20 @@ pub struct WatchArgs {
     /// The port on 127.0.0.1 [default: 7380, or a free one].
     #[arg(long, value_name = "N")]
     pub port: Option<u16>,
+}
+
+/// Arguments of `track`.
+#[derive(Debug, Args)]
+pub struct TrackArgs {
+    /// Folder of the run.
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// Write the files of all sinks anew, from the run's metrics.jsonl.
+    #[arg(long, required = true)]
+    pub backfill: bool,
+    /// `tracking.key=value`, laid over the run's own config.
+    #[arg(value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
 }
 
 /// Verbs of `config`.

@@ -11,5 +11,6 @@ pub mod learner;
 pub mod report;
 pub mod run;
 pub mod sft;
+pub mod track;
 
 pub use error::TrainerError;

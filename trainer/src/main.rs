@@ -21,6 +21,7 @@ use parl_trainer::run::eval::{Row, evaluate, print_table};
 use parl_trainer::run::folder::Used;
 use parl_trainer::run::seats::{configured, scripted};
 use parl_trainer::run::{Options, default_folder, run};
+use parl_trainer::track::backfill::backfill;
 
 fn main() -> ExitCode {
     let arguments: Result<Vec<String>, _> =
@@ -68,6 +69,10 @@ fn dispatch(command: Command, out: &mut dyn Write) -> anyhow::Result<()> {
         Command::Eval(args) => eval_command(&args, out),
         Command::Report(args) => report_command(&args, out),
         Command::Watch(args) => watch_command(&args, out),
+        Command::Track(args) => {
+            let told = backfill(&args.run, &args.overrides)?;
+            told.iter().try_for_each(|line| Ok(writeln!(out, "{line}")?))
+        }
         Command::Config { command: ConfigCommand::Schema } => print_json(out, &config::schema::<Config>()),
         Command::Config { command: ConfigCommand::Reference } => {
             let defaults = serde_json::to_value(Config::default())?;
@@ -116,6 +121,10 @@ fn eval_command(args: &EvalArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     if let Some(path) = &args.checkpoint {
         let model = checkpoint::model_in(path)?;
         config.rollout.orchestrator.policy = with_model(&config.rollout.orchestrator.policy, &model);
+    }
+    if let Some(script) = args.policy {
+        // A script can be measured before there is a model to take its place.
+        config.rollout.orchestrator.policy = PolicyConfig::Scripted { script };
     }
     let environment = Environment::new(&config).map_err(TrainerError::from)?;
     let (name, mut policy) = match (args.policy, &args.checkpoint) {

@@ -93,25 +93,20 @@ impl TrajectoryLog {
         let mut records = records.to_vec();
         records.sort_by(|a, b| (&a.group_id, &a.episode_id).cmp(&(&b.group_id, &b.episode_id)));
         let keys = Keys { run_id: &meta.run_id, attempt: meta.attempt, train_step: step };
-        let mut parts = Vec::new();
         let mut files = Vec::new();
+        let mut parts = Vec::new();
         for table in Table::ALL {
-            let relative = format!("{}/{}/part-r0000-000.parquet", table.name(), step_name(step));
-            let path = self.root.join(&relative);
-            durable::create_dir(path.parent().unwrap_or(&self.root))?;
-            let partial = durable::temporary(&path);
             let rows = batch(table, &keys, &records, &meta.pairs(table))?;
-            segment::write(&partial, table, &rows)?;
-            let (blake3, bytes) = durable::hash_file(&partial)?;
-            let rows = rows.num_rows() as u64;
-            files.push(FileEntry { table: table.name().to_owned(), path: relative, rows, bytes, blake3 });
-            parts.push((partial, path));
-        }
-        for (partial, path) in parts {
-            durable::publish(&partial, &path)?;
-        }
-        for table in Table::ALL {
-            durable::sync_dir(&self.root.join(table.name()))?;
+            let bytes = segment::encode(table, &rows)?;
+            let entry = FileEntry {
+                table: table.name().to_owned(),
+                path: format!("{}/{}/part-r0000-000.parquet", table.name(), step_name(step)),
+                rows: rows.num_rows() as u64,
+                bytes: bytes.len() as u64,
+                blake3: blake3::hash(&bytes).to_hex().to_string(),
+            };
+            parts.push((self.root.join(&entry.path), bytes));
+            files.push(entry);
         }
         let (manifest, bytes) = Manifest {
             schema_version: SCHEMA_VERSION.to_owned(),
@@ -124,10 +119,25 @@ impl TrajectoryLog {
             self_blake3: String::new(),
         }
         .seal()?;
+        if let Err(error) = self.publish(step, &parts, &bytes) {
+            // Best effort: what no manifest names is for no reader, and a full disk gets its room back.
+            for (path, _) in &parts {
+                let _ = durable::remove(path.parent().unwrap_or(path));
+            }
+            return Err(error);
+        }
+        Ok(manifest)
+    }
+
+    /// Writes a step's files, and then the manifest that vouches for them.
+    fn publish(&self, step: u32, parts: &[(PathBuf, Vec<u8>)], manifest: &[u8]) -> Result<(), RolloutError> {
+        for (path, bytes) in parts {
+            durable::create_dir(path.parent().unwrap_or(&self.root))?;
+            durable::write_atomic(path, bytes)?;
+        }
         let path = self.manifest_path(step);
         durable::create_dir(path.parent().unwrap_or(&self.root))?;
-        durable::write_atomic(&path, &bytes)?;
-        Ok(manifest)
+        durable::write_atomic(&path, manifest)
     }
 
     /// Steps that are sealed, in order.

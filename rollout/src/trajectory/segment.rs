@@ -1,8 +1,5 @@
 //! One Parquet file: a table's rows of one step.
 
-use std::fs::File;
-use std::io;
-use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -13,7 +10,6 @@ use parquet::schema::types::ColumnPath;
 
 use super::Table;
 use crate::RolloutError;
-use crate::durable;
 
 /// Rows of a row group; token rows are long.
 fn row_group_rows(table: Table) -> usize {
@@ -41,16 +37,11 @@ fn properties(table: Table) -> Result<WriterProperties, RolloutError> {
     Ok(properties.build())
 }
 
-/// Writes and syncs `batch` under a temporary name.
-pub(super) fn write(partial: &Path, table: Table, batch: &RecordBatch) -> Result<(), RolloutError> {
+/// The bytes of `batch` as a Parquet file. A step's tables are in memory anyway; what is about to be written is then
+/// known whole, its length and its hash included.
+pub(super) fn encode(table: Table, batch: &RecordBatch) -> Result<Vec<u8>, RolloutError> {
     let properties = properties(table)?;
-    durable::write_synced(partial, |file| encode(file, batch, properties))
-}
-
-fn encode(file: &mut File, batch: &RecordBatch, properties: WriterProperties) -> io::Result<()> {
-    let mut writer = ArrowWriter::try_new(file, Arc::clone(batch.schema_ref()), Some(properties))
-        .map_err(io::Error::other)?;
-    writer.write(batch).map_err(io::Error::other)?;
-    writer.close().map_err(io::Error::other)?;
-    Ok(())
+    let written = ArrowWriter::try_new(Vec::new(), Arc::clone(batch.schema_ref()), Some(properties))
+        .and_then(|mut writer| writer.write(batch).and_then(|()| writer.into_inner()));
+    written.map_err(|e| RolloutError::Log(e.to_string()))
 }

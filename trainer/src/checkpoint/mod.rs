@@ -124,12 +124,12 @@ impl Checkpoints {
         let partial = durable::temporary(&path);
         durable::create_dir(&self.root)?;
         durable::remove(&partial)?;
-        if let Err(error) = fill(&partial, state, learner, tokenizer) {
+        let written = fill(&partial, state, learner, tokenizer);
+        if let Err(error) = written.and_then(|()| Ok(durable::publish(&partial, &path)?)) {
             // Best effort: a full disk gets its room back, and the error that is told is the first one.
             let _ = durable::remove(&partial);
             return Err(error);
         }
-        durable::publish(&partial, &path)?;
         durable::point(&self.root.join("latest"), &name(state.step))?;
         durable::write_atomic(&self.root.join("latest.txt"), format!("{}\n", name(state.step)).as_bytes())?;
         if keep_last > 0 {

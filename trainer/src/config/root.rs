@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{Issue, Validate};
 use crate::learner::config::LearnerConfig;
 use crate::sft::SftConfig;
+use crate::track::config::TrackingConfig;
 
 /// The run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -89,6 +90,8 @@ pub struct Config {
     pub learner: LearnerConfig,
     /// The warm start (`trainer sft`).
     pub sft: SftConfig,
+    /// Copies of the metrics for tools that people look at runs with (docs/tracking.md).
+    pub tracking: TrackingConfig,
 }
 
 impl Validate for Config {
@@ -102,6 +105,7 @@ impl Validate for Config {
             ("rollout", self.rollout.validate()),
             ("rewards", self.rewards.issues()),
             ("learner", self.learner.issues()),
+            ("tracking", self.tracking.issues()),
         ];
         let mut issues: Vec<Issue> = sections
             .into_iter()

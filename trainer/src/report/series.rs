@@ -72,7 +72,9 @@ pub fn series(text: &str) -> (Series, Vec<String>) {
     for column in columns.values_mut() {
         column.resize(points, None);
     }
-    columns.remove("attempt");
+    for no_figure in ["attempt", "timestamp"] {
+        columns.remove(no_figure);
+    }
     let steps = columns.remove("step").unwrap_or_default().into_iter().flatten().collect();
     (Series { lines: lines.len(), lines_a_point, steps, columns }, notes)
 }
@@ -84,7 +86,7 @@ mod tests {
     #[test]
     fn lines_become_columns_and_what_a_line_lacks_is_null() {
         let (series, notes) = series(
-            "{\"step\":0,\"attempt\":0,\"a\":1,\"b\":0.123456789}\n{\"step\":1,\"a\":2,\"optim/refused\":\"why\"}\n\
+            "{\"step\":0,\"attempt\":0,\"timestamp\":9.5,\"a\":1,\"b\":0.123456789}\n{\"step\":1,\"a\":2,\"optim/refused\":\"why\"}\n\
              junk\n{\"step\":2,\"c\":5}\n{\"step\":3,\"a\"",
         );
         assert_eq!(series.steps, [0.0, 1.0, 2.0]);

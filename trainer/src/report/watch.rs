@@ -4,12 +4,15 @@
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
+use parl_rollout::durable;
 use tiny_http::{Header, Request, Response, Server};
 
 use super::episode;
 use super::page;
 use super::source::{Episodes, Page, Source};
 use crate::error::TrainerError;
+use crate::run::folder::marker;
+use crate::track::prometheus::exposition;
 
 /// Asked for when nobody names a port; if it is taken, the system gives another.
 const PORT: u16 = 7380;
@@ -137,9 +140,13 @@ impl Data {
     }
 }
 
-/// The newest metrics of the run in Prometheus' text; `None` where there is no such text.
-fn metrics_text(_run: &Path) -> Option<String> {
-    None
+/// The newest metrics of the run in Prometheus' text; `None` before the first step.
+fn metrics_text(run: &Path) -> Option<String> {
+    let text = durable::read(&run.join("metrics.jsonl")).ok()?;
+    // The last line that is whole: a run that is writing may be in the middle of one.
+    let newest =
+        String::from_utf8_lossy(&text).lines().rev().find_map(|line| serde_json::from_str(line).ok())?;
+    Some(exposition(&marker(run).ok()?.run_id, &newest))
 }
 
 /// A server that is bound and not yet serving.
@@ -209,7 +216,7 @@ impl Watch {
             Route::Page => (200, "text/html; charset=utf-8", page::html(&[], true).into_bytes(), None),
             Route::Metrics => match metrics_text(self.data.source.run()) {
                 Some(text) => (200, "text/plain; version=0.0.4", text.into_bytes(), None),
-                None => refuse(404, "there are no metrics in this text"),
+                None => refuse(404, "no step is done yet"),
             },
             Route::Data => {
                 if let Err(error) = self.data.refresh(Instant::now()) {

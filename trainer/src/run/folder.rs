@@ -64,7 +64,10 @@ impl RunFolder {
             Ok(meta) if meta.is_symlink() => return refuse("is a link; name the folder itself"),
             Ok(meta) if !meta.is_dir() => return refuse("is not a folder"),
             Ok(_) => {
-                let empty = durable::names(path)?.iter().all(|name| name == LOCK);
+                // A run that could not even begin leaves its lock, and perhaps half a marker.
+                let half = durable::temporary(&marker_path);
+                let begun = |name: &String| name != LOCK && Some(name.as_ref()) != half.file_name();
+                let empty = !durable::names(path)?.iter().any(begun);
                 let ours = marker_path.is_file();
                 if !empty && !ours {
                     return refuse("holds other files and no run of ours; nothing was changed");
@@ -76,14 +79,7 @@ impl RunFolder {
             Err(_) if used == Used::Resume => return refuse("there is no run to resume"),
             Err(_) => durable::create_dir(path)?,
         }
-        let lock_path = path.join(LOCK);
-        #[expect(clippy::disallowed_methods, reason = "the lock is empty, and nobody reads it")]
-        let lock = File::create(&lock_path).map_err(io(&lock_path, "cannot create"))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return refuse("another process writes to this run"),
-            Err(TryLockError::Error(e)) => return Err(io(&lock_path, "cannot lock")(e)),
-        }
+        let lock = lock(path)?;
         // Asked again under the lock: another process may have come and gone since.
         if used == Used::Refuse && marker_path.is_file() {
             return refuse("holds a run already: go on with --resume, or start over with --clean");
@@ -98,20 +94,37 @@ impl RunFolder {
         while path.join(format!("logs/attempt_{attempt}")).exists() {
             attempt += 1;
         }
-        durable::create_dir(&path.join(format!("logs/attempt_{attempt}")))?;
+        // The marker first: without it, what else is there would not be known as ours.
         if !marker_path.is_file() {
             write_json(&marker_path, marker)?;
+        }
+        durable::create_dir(&path.join(format!("logs/attempt_{attempt}")))?;
+        Ok(Self { path: path.to_owned(), attempt, _lock: lock })
+    }
+
+    /// Takes the lock of a run that is there, to work on what it left; that is no launch of it.
+    ///
+    /// # Errors
+    /// [`TrainerError::Folder`] when there is no run or another process writes there; [`TrainerError::Rollout`] when
+    /// the disk fails.
+    pub fn hold(path: &Path) -> Result<Self, TrainerError> {
+        if !path.join(MARKER).is_file() {
+            return Err(TrainerError::Folder(format!("{}: holds no run of ours", path.display())));
+        }
+        let lock = lock(path)?;
+        let mut attempt = 0;
+        while path.join(format!("logs/attempt_{}", attempt + 1)).exists() {
+            attempt += 1;
         }
         Ok(Self { path: path.to_owned(), attempt, _lock: lock })
     }
 
-    /// Name of the run, as its marker has it.
+    /// What the run's marker says.
     ///
     /// # Errors
     /// When the marker cannot be read.
-    pub fn run_id(&self) -> Result<String, TrainerError> {
-        let marker = read_json(&self.path.join(MARKER))?;
-        Ok(marker.get("run_id").and_then(Value::as_str).unwrap_or_default().to_owned())
+    pub fn marker(&self) -> Result<Marker, TrainerError> {
+        marker(&self.path)
     }
 
     /// Where it is.
@@ -122,6 +135,20 @@ impl RunFolder {
     /// Where things that no longer belong to the run are set aside.
     pub fn quarantine(&self) -> PathBuf {
         self.path.join(format!("quarantine/attempt_{}", self.attempt))
+    }
+}
+
+/// Takes the lock of a run's folder, for as long as the file lives.
+fn lock(folder: &Path) -> Result<File, TrainerError> {
+    let path = folder.join(LOCK);
+    #[expect(clippy::disallowed_methods, reason = "the lock is empty, and nobody reads it")]
+    let lock = File::create(&path).map_err(io(&path, "cannot create"))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            Err(TrainerError::Folder(format!("{}: another process writes to this run", folder.display())))
+        }
+        Err(TryLockError::Error(e)) => Err(io(&path, "cannot lock")(e)),
     }
 }
 
@@ -153,7 +180,7 @@ pub fn marker(run: &Path) -> Result<Marker, TrainerError> {
         return Err(TrainerError::Folder(message));
     }
     serde_json::from_value(read_json(&path)?).map_err(|e| {
-        let message = format!("not the marker of a run: {e}");
+        let message = format!("no marker of ours: {e}");
         parl_rollout::RolloutError::Corrupt { path, message }.into()
     })
 }
@@ -208,11 +235,17 @@ mod tests {
         assert_eq!(super::marker(&path).unwrap(), marker);
         assert!(text(Used::Refuse).contains("holds a run already"));
         assert!(text(Used::Clean).contains("another process"));
+        let held =
+            |path: &Path| RunFolder::hold(path).map(|folder| folder.attempt).map_err(|e| e.to_string());
+        assert!(held(&path).unwrap_err().contains("another process"));
         fs::write(path.join("metrics.jsonl"), "x").unwrap();
         drop(folder);
+        assert_eq!(held(&path), Ok(0));
+        assert!(held(&root).unwrap_err().contains("no run of ours"));
         let folder = open(Used::Resume).unwrap();
-        assert_eq!(folder.attempt, 1);
+        assert_eq!((folder.attempt, folder.marker().unwrap()), (1, marker.clone()));
         drop(folder);
+        assert_eq!(held(&path), Ok(1));
         drop(open(Used::Clean).unwrap());
         assert!(!path.join("metrics.jsonl").exists() && path.join(MARKER).is_file());
         let foreign = root.join("foreign");

@@ -12,13 +12,15 @@ use super::summary::Summary;
 use crate::config::Config;
 use crate::error::TrainerError;
 
-/// The line of a step; `learned` is missing where a script sits in the orchestrator's seat.
+/// The line of a step; `learned` is missing where a script sits in the orchestrator's seat, and `unix_seconds` is when
+/// the step was done.
 pub fn line(
     config: &Config,
     step: u64,
     batch: &Batch,
     learned: Option<&Learned>,
     attempt: u32,
+    unix_seconds: f64,
 ) -> Map<String, Value> {
     let summary = Summary::of(&batch.records);
     let all = summary.all;
@@ -34,6 +36,7 @@ pub fn line(
     let line = json!({
         "step": step,
         "attempt": attempt,
+        "timestamp": unix_seconds,
         "reward/mean": all.reward,
         "success/mean": all.success,
         "frac_reward_zero_std": batch.zero_variance_groups as f64 / groups,

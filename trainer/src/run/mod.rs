@@ -25,6 +25,7 @@ use serde_json::Value;
 use crate::checkpoint::{Checkpoints, State};
 use crate::config::{Config, Loaded};
 use crate::error::TrainerError;
+use crate::track::{self, About, Tracker};
 use environment::Environment;
 use eval::Row;
 use folder::{Marker, RunFolder, Used, read_json, write_json};
@@ -98,6 +99,7 @@ pub fn run(loaded: &Loaded<Config>, options: &Options, out: &mut dyn Write) -> R
     };
     describe(&parts.folder, loaded, &resolved, &parts.environment)?;
     let mut metrics = metrics::open(parts.folder.path(), first, &parts.folder.quarantine())?;
+    let mut tracker = parts.tracker(&resolved, first)?;
 
     let steps = config.run.max_steps;
     let stop = config.run.stop_after_steps.map_or(steps, |n| steps.min(first.saturating_add(n)));
@@ -117,11 +119,17 @@ pub fn run(loaded: &Loaded<Config>, options: &Options, out: &mut dyn Write) -> R
     let mut ends: Vec<Row> = Vec::new();
     for step in first..stop {
         let (batch, learned) = parts.step(step, &mut show)?;
-        let line = Value::Object(metrics::line(config, step, &batch, learned.as_ref(), parts.folder.attempt));
-        metrics.append(&line.to_string())?;
+        let now = unix_seconds();
+        let line = metrics::line(config, step, &batch, learned.as_ref(), parts.folder.attempt, now);
+        let line = Value::Object(line).to_string();
+        metrics.append(&line)?;
         metrics.sync()?;
+        let notes = tracker.offer(&line);
         let lambdas = config.rewards.lambdas(step);
         show.step(step, steps, &batch, (lambdas.parallel, lambdas.finish)).map_err(closed)?;
+        for note in notes {
+            show.line(&note).map_err(closed)?;
+        }
         if let Some(Learned::Refused(why)) = &learned {
             show.line(&format!("step {}: no update: {why}", step + 1)).map_err(closed)?;
         }
@@ -131,6 +139,9 @@ pub fn run(loaded: &Loaded<Config>, options: &Options, out: &mut dyn Write) -> R
         if (step + 1) % config.run.checkpoint_every == 0 || step + 1 == stop {
             parts.checkpoint(step + 1)?;
         }
+    }
+    for note in tracker.finish(track::PATIENCE) {
+        show.line(&note).map_err(closed)?;
     }
     if stop < steps {
         show.line(&format!("stopped after step {stop}; go on with --resume")).map_err(closed)?;
@@ -145,6 +156,10 @@ pub fn run(loaded: &Loaded<Config>, options: &Options, out: &mut dyn Write) -> R
         eval::print_table(out, &format!("{n} held-out tasks"), &rows).map_err(closed)?;
     }
     Ok(())
+}
+
+fn unix_seconds() -> f64 {
+    jiff::Timestamp::now().as_duration().as_secs_f64()
 }
 
 fn closed(source: std::io::Error) -> RolloutError {
@@ -183,6 +198,17 @@ impl Parts<'_> {
         // Whether a run was stopped here and gone on with must change nothing, the pace of the engine included.
         policy.forget();
         Ok((batch, learned))
+    }
+
+    /// The sinks of this launch, which begins with step `first`.
+    fn tracker(&self, resolved: &Value, first: u64) -> Result<Tracker, TrainerError> {
+        let mut about = About::new(self.folder.path(), &self.folder.marker()?, resolved)?;
+        if self.folder.attempt > 0 {
+            about.attempt = self.folder.attempt;
+            about.began_at = unix_seconds();
+            about.first_step = first;
+        }
+        Ok(track::start(&self.config.tracking, &about))
     }
 
     /// Writes the checkpoint after `done` steps.

@@ -12,7 +12,7 @@ use crate::config::differences;
 use crate::error::TrainerError;
 
 /// Keys that may differ when a run is gone on with.
-const FREE_ON_RESUME: [&str; 8] = [
+const FREE_ON_RESUME: [&str; 9] = [
     // Compared by the hash of the weights, not by the folder that they lie in.
     "rollout.orchestrator.policy.model",
     "rollout.subagent.policy.model",
@@ -22,6 +22,8 @@ const FREE_ON_RESUME: [&str; 8] = [
     "run.stop_after_steps",
     "run.final_eval_tasks",
     "run.eval_temperature",
+    // Nothing that is trained depends on who looks on.
+    "tracking",
 ];
 
 impl Parts<'_> {
@@ -35,7 +37,9 @@ impl Parts<'_> {
         resolved: &Value,
         named: Option<&Path>,
     ) -> Result<(u64, Vec<String>), TrainerError> {
-        let old = read_json(&self.folder.path().join("config.resolved.json"))?;
+        let config = self.folder.path().join("config.resolved.json");
+        // A run that ended before it wrote its config has done nothing that could differ.
+        let old = if config.exists() { read_json(&config)? } else { resolved.clone() };
         let differing: Vec<String> = differences(&old, resolved, &FREE_ON_RESUME)
             .into_iter()
             .map(|d| format!("{} is {} in the run and {} now", d.key, d.old, d.new))
@@ -76,7 +80,7 @@ impl Parts<'_> {
     /// Refuses a checkpoint of another run or with other policies; says what may cost the bits' equality.
     fn suits(&self, checkpoint: &Checkpoint) -> Result<Vec<String>, TrainerError> {
         let (name, then) = (checkpoint.path.display(), &checkpoint.state);
-        if self.folder.run_id()? != then.run_id {
+        if self.folder.marker()?.run_id != then.run_id {
             return Err(TrainerError::Resume(format!("{name} is of run {}", then.run_id)));
         }
         for ((seat, then), now) in ["orchestrator", "subagent"].iter().zip(&then.policies).zip(&self.policies)
