@@ -269,7 +269,8 @@ class Timeline {
       let drawn = -1;
       for (let i = 0; i < begin.length; i += 1) {
         if (!keep(i)) continue;
-        const a = this.x(begin[i]);
+        // A call that costs nothing is a mark at the end of what was before it.
+        const a = this.x(begin[i]) - (end[i] === begin[i] ? 2 : 0);
         const b = Math.max(a + 1.5, this.x(end[i]) - gap);
         if (b < this.left || a > this.width || (b - a < 2 && a < drawn)) continue;
         c.fillRect(a, y + (LANE - height) / 2, b - a, height);
