@@ -2,6 +2,8 @@
 
 #![expect(clippy::disallowed_methods, reason = "clippy.toml: tests write files as they like")]
 
+pub mod synthetic;
+
 use std::fs::{self, File};
 use std::io::{Error, ErrorKind};
 use std::path::{Path, PathBuf};

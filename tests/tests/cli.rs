@@ -9,7 +9,7 @@ fn help_goes_to_standard_output_and_names_every_verb() {
     let folder = Folder::new().unwrap();
     let help = folder.trainer(&["--help"]).unwrap();
     assert_eq!((help.code, help.err.as_str()), (0, ""));
-    for verb in ["run", "runs", "show", "export", "eval", "track", "config"] {
+    for verb in ["run", "runs", "show", "export", "eval", "report", "watch", "track", "config"] {
         assert!(help.out.contains(&format!("\n  {verb} ")), "{}", help.out);
         let own = folder.trainer(&[verb, "--help"]).unwrap();
         assert!(own.code == 0 && own.out.contains(&format!("trainer {verb}")), "{own:?}");

@@ -80,7 +80,7 @@ fn every_format_has_every_episode_and_only_what_was_asked_for() {
     refused(&["--episode", "s000002-g9999-e0000"], "no selected step has an episode `s000002-g9999-e0000`");
     refused(&["--episode", id, "--steps", "..2"], "no selected step has an episode");
     let outcome = folder.trainer(&["export", "nowhere", "--format", "atif"]).unwrap();
-    assert!(outcome.code == 2 && outcome.err.contains("nowhere: is no run"), "{}", outcome.err);
+    assert!(outcome.code == 2 && outcome.err.contains("nowhere: is not a folder"), "{}", outcome.err);
     let outcome = folder.trainer(&["export", "r", "--format", "csv"]).unwrap();
     assert!(outcome.code == 2 && outcome.err.contains("trl-parquet"), "{}", outcome.err);
 }

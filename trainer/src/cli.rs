@@ -41,6 +41,10 @@ pub enum Command {
     Show(ShowArgs),
     /// Write a run's episodes in another program's format.
     Export(ExportArgs),
+    /// Write a run as one HTML page: curves, tables, and who worked when in chosen episodes.
+    Report(ReportArgs),
+    /// Serve that page on loopback, following the run while it trains.
+    Watch(WatchArgs),
     /// Write what trackers read (TensorBoard, W&B) for a run that is over.
     Track(TrackArgs),
     /// Look at configs without running them.
@@ -78,6 +82,9 @@ pub struct RunArgs {
     /// Remove the run in the folder first.
     #[arg(long)]
     pub clean: bool,
+    /// Serve the run's page on loopback while it trains, as `trainer watch` does.
+    #[arg(long, value_name = "PORT", num_args = 0..=1, require_equals = true)]
+    pub watch: Option<Option<u16>>,
     /// Check everything, show the resolved config, and stop.
     #[arg(long)]
     pub dry_run: bool,
@@ -160,6 +167,29 @@ pub struct ExportArgs {
     /// Folder to write to; RUN/export/FORMAT when not given.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+}
+
+/// Arguments of `report`.
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// Folder of the run.
+    pub run: PathBuf,
+    /// The page [default: report.html in the run's folder].
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// An episode to show, in the place of the page's own choice; may be given several times.
+    #[arg(long = "episode", value_name = "ID")]
+    pub episodes: Vec<String>,
+}
+
+/// Arguments of `watch`.
+#[derive(Debug, Args)]
+pub struct WatchArgs {
+    /// Folder of the run.
+    pub run: PathBuf,
+    /// The port on 127.0.0.1 [default: 7380, or a free one].
+    #[arg(long, value_name = "N")]
+    pub port: Option<u16>,
 }
 
 /// Arguments of `track`.

@@ -16,6 +16,9 @@ pub enum TrainerError {
     /// A run cannot be gone on with.
     #[error("resume: {0}")]
     Resume(String),
+    /// The page of a run cannot be served.
+    #[error("watch: {0}")]
+    Watch(String),
     /// From a rollout, the log, or the disk.
     #[error(transparent)]
     Rollout(#[from] parl_rollout::RolloutError),
@@ -33,7 +36,11 @@ impl TrainerError {
         use crate::learner::LearnerError as L;
         use parl_rollout::RolloutError as R;
         match self {
-            Self::Config(_) | Self::Folder(_) | Self::Resume(_) | Self::Rollout(R::Config { .. }) => 2,
+            Self::Config(_)
+            | Self::Folder(_)
+            | Self::Resume(_)
+            | Self::Watch(_)
+            | Self::Rollout(R::Config { .. }) => 2,
             Self::Learner(L::NotFinite { .. }) => 6,
             Self::Learner(L::Weights(_))
             | Self::Rollout(R::Row { .. } | R::Corrupt { .. } | R::Tokenizer(_) | R::Index(_)) => 4,

@@ -9,6 +9,7 @@ pub mod config;
 mod error;
 pub mod export;
 pub mod learner;
+pub mod report;
 pub mod run;
 pub mod sft;
 pub mod terminal;

@@ -10,16 +10,20 @@ use parl_rollout::config::PolicyConfig;
 use parl_trainer::TrainerError;
 use parl_trainer::checkpoint;
 use parl_trainer::cli::{
-    Cli, Command, ConfigCommand, EvalArgs, ExportArgs, Layers, RunArgs, RunsArgs, ShowArgs, normalise,
+    Cli, Command, ConfigCommand, EvalArgs, ExportArgs, Layers, ReportArgs, RunArgs, RunsArgs, ShowArgs,
+    WatchArgs, normalise,
 };
 use parl_trainer::config::{self, Config, Loaded};
 use parl_trainer::export::{Selection, export};
+use parl_trainer::report::report;
+use parl_trainer::report::source::Source;
+use parl_trainer::report::watch::Watch;
 use parl_trainer::run::environment::Environment;
 use parl_trainer::run::eval::{Row, evaluate, print_table};
 use parl_trainer::run::folder::Used;
 use parl_trainer::run::seats::{configured, scripted};
 use parl_trainer::run::stored::StoredRun;
-use parl_trainer::run::{Options, run};
+use parl_trainer::run::{Options, default_folder, run};
 use parl_trainer::terminal::{self, Screen};
 use parl_trainer::track::backfill::backfill;
 
@@ -70,6 +74,8 @@ fn dispatch(command: Command, out: &mut dyn Write) -> anyhow::Result<()> {
         Command::Runs(args) => runs_command(&args, out),
         Command::Show(args) => show_command(&args, out),
         Command::Export(args) => export_command(&args, out),
+        Command::Report(args) => report_command(&args, out),
+        Command::Watch(args) => watch_command(&args, out),
         Command::Track(args) => {
             let told = backfill(&args.run, &args.overrides)?;
             told.iter().try_for_each(|line| Ok(writeln!(out, "{line}")?))
@@ -107,7 +113,14 @@ fn run_command(args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     };
     let checkpoint = args.resume.as_ref().filter(|from| *from != "auto").map(PathBuf::from);
     let terminal = io::stdout().is_terminal() && io::stderr().is_terminal();
-    Ok(run(&loaded, &Options { folder: args.run_dir.clone(), used, checkpoint, terminal }, out)?)
+    let folder = args.run_dir.clone().unwrap_or_else(|| default_folder(&loaded.config));
+    if let Some(port) = args.watch {
+        let watch = Watch::bind(Source::awaited(&folder), port)?;
+        writeln!(out, "watch this run at {}", watch.address())?;
+        // It ends with the process, and whatever befalls it, the run goes on.
+        std::thread::spawn(move || watch.serve());
+    }
+    Ok(run(&loaded, &Options { folder, used, checkpoint, terminal }, out)?)
 }
 
 fn eval_command(args: &EvalArgs, out: &mut dyn Write) -> anyhow::Result<()> {
@@ -164,6 +177,25 @@ fn export_command(args: &ExportArgs, out: &mut dyn Write) -> anyhow::Result<()> 
     let (episodes, steps, files) = (report.episodes, report.steps, report.files);
     let place = report.folder.display();
     Ok(writeln!(out, "{episodes} episodes of {steps} steps in {files} files below {place}")?)
+}
+
+fn report_command(args: &ReportArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+    let written = report(&args.run, args.out.as_deref(), &args.episodes)?;
+    for note in &written.notes {
+        // A terminal acts on control characters, and a note may tell of what a file holds.
+        writeln!(out, "{}", note.replace(char::is_control, "\u{fffd}"))?;
+    }
+    let kilobytes = written.bytes.div_ceil(1000);
+    let (file, steps, episodes) = (written.file.display(), written.steps, written.episodes);
+    Ok(writeln!(out, "{file}: {steps} steps, {episodes} episodes, {kilobytes} kB; open it in a browser")?)
+}
+
+fn watch_command(args: &WatchArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+    let watch = Watch::bind(Source::open(&args.run)?, args.port)?;
+    writeln!(out, "watch {} at {}", args.run.display(), watch.address())?;
+    out.flush()?;
+    watch.serve();
+    Ok(())
 }
 
 /// A seat's policy with another model in it, at the temperature that the config gives.

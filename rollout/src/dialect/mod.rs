@@ -203,6 +203,34 @@ impl Dialect {
         Ok(text.strip_prefix(' ').map_or(text.clone(), str::to_owned))
     }
 
+    /// What each id adds to the text, special ids by their names. Where several ids hold one character between
+    /// them, the last one has it and the others are empty.
+    ///
+    /// # Errors
+    /// [`RolloutError::Tokenizer`] for an id outside the vocabulary.
+    pub fn pieces(&self, ids: &[u32]) -> Result<Vec<String>, RolloutError> {
+        /// The longest character in UTF-8, bytes: ids that make none together by then make none at all.
+        const LONGEST: usize = 4;
+        let mut pieces = Vec::with_capacity(ids.len());
+        let mut begin = 0;
+        for (at, id) in ids.iter().enumerate() {
+            if self.tokenizer.id_to_token(*id).is_none() {
+                return Err(RolloutError::Tokenizer(format!("the id {id} is outside the vocabulary")));
+            }
+            let text = self
+                .tokenizer
+                .decode(&ids[begin..=at], false)
+                .map_err(|e| RolloutError::Tokenizer(format!("cannot decode: {e}")))?;
+            if text.ends_with(char::REPLACEMENT_CHARACTER) && at + 1 - begin < LONGEST {
+                pieces.push(String::new());
+            } else {
+                pieces.push(text);
+                begin = at + 1;
+            }
+        }
+        Ok(pieces)
+    }
+
     /// Whether only the template may place this id.
     pub fn is_special(&self, id: u32) -> bool {
         self.foreign_special.binary_search(&id).is_ok()
@@ -272,6 +300,19 @@ mod tests {
                 assert_eq!(d.decode_text(&ids).unwrap(), text);
             }
         }
+    }
+
+    #[test]
+    fn pieces_make_the_text_and_a_character_is_never_torn() {
+        let d = dialect();
+        let ids = d.message(Role::User, "amber ✓ falcon").unwrap();
+        let pieces = d.pieces(&ids).unwrap();
+        assert_eq!(pieces.len(), ids.len());
+        assert_eq!(pieces.concat(), "<|user|> amber ✓ falcon<|end|>");
+        assert_eq!(pieces.iter().filter(|piece| piece.is_empty()).count(), 2, "{pieces:?}");
+        assert!(
+            d.pieces(&[d.vocab_size() as u32]).unwrap_err().to_string().contains("outside the vocabulary")
+        );
     }
 
     #[test]

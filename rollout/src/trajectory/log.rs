@@ -149,6 +149,11 @@ impl TrajectoryLog {
         Ok(names.iter().filter(|n| n.ends_with(MANIFEST)).filter_map(|n| step_number(n)).collect())
     }
 
+    /// BLAKE3 of a step's manifest, another one once the step was written anew; `None` for a step that is not sealed.
+    pub fn seal(&self, step: u32) -> Option<String> {
+        durable::hash_file(&self.manifest_path(step)).ok().map(|(hash, _)| hash)
+    }
+
     /// Checks every byte of a sealed step against its manifest.
     ///
     /// # Errors

@@ -32,13 +32,15 @@ impl Marker {
         run.join(MARKER).is_file()
     }
 
-    /// The marker in the folder at `run`.
+    /// The marker of the run in a folder, for readers: no lock is taken and nothing is made.
     ///
     /// # Errors
     /// [`TrainerError::Folder`] where there is none, [`TrainerError::Rollout`] for one that is damaged.
     pub fn read(run: &Path) -> Result<Self, TrainerError> {
         if !Self::is_in(run) {
-            return Err(TrainerError::Folder(format!("{}: is no run: it has no {MARKER}", run.display())));
+            let what = if run.is_dir() { "holds no run" } else { "is not a folder" };
+            let message = format!("{}: {what}: there is no {MARKER} in it", run.display());
+            return Err(TrainerError::Folder(message));
         }
         let path = run.join(MARKER);
         serde_json::from_value(read_json(&path)?).map_err(|e| {
@@ -253,8 +255,10 @@ mod tests {
         let open = |used| RunFolder::open(&path, used, &marker);
         let text = |used| open(used).unwrap_err().to_string();
         assert!(text(Used::Resume).contains("no run to resume"));
+        assert!(Marker::read(&path).unwrap_err().to_string().contains("run: is not a folder"));
         let folder = open(Used::Refuse).unwrap();
         assert_eq!(folder.attempt, 0);
+        assert_eq!(Marker::read(&path).unwrap(), marker);
         assert!(text(Used::Refuse).contains("holds a run already"));
         assert!(text(Used::Clean).contains("another process"));
         let held =

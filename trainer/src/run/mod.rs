@@ -42,14 +42,19 @@ const START: &str = "start_eval.json";
 /// How a run is started.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Folder of the run; `run.dir`/`run.name` when `None`.
-    pub folder: Option<PathBuf>,
+    /// Folder of the run.
+    pub folder: PathBuf,
     /// What to do with a used one.
     pub used: Used,
     /// The checkpoint to go on from; the newest whole one when `None`.
     pub checkpoint: Option<PathBuf>,
     /// Whether `out` is a terminal that may show bars.
     pub terminal: bool,
+}
+
+/// Where a run lives when nobody says.
+pub fn default_folder(config: &Config) -> PathBuf {
+    Path::new(&config.run.dir).join(&config.run.name)
 }
 
 /// Runs a config to its last step.
@@ -66,14 +71,13 @@ pub fn run(loaded: &Loaded<Config>, options: &Options, out: &mut dyn Write) -> R
     }
     let Seats { policy, learner } = seats::configured(&environment, config)?;
     trainable(config)?;
-    let path = options.folder.clone().unwrap_or_else(|| Path::new(&config.run.dir).join(&config.run.name));
     let marker = Marker {
         run_id: config.run.name.clone(),
         made_by: concat!("parl ", env!("CARGO_PKG_VERSION")).to_owned(),
         made_at: jiff::Timestamp::now().to_string(),
         overrides: loaded.overrides.clone(),
     };
-    let folder = RunFolder::open(&path, options.used, &marker)?;
+    let folder = RunFolder::open(&options.folder, options.used, &marker)?;
     let resolved = serde_json::to_value(config).map_err(|e| TrainerError::Internal(e.to_string()))?;
     let meta = log_meta(config, &resolved, &environment, policy.as_ref(), folder.attempt);
     let mut parts = Parts {
