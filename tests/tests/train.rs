@@ -35,7 +35,7 @@ fn with_model() -> Folder {
     folder.file("tasks.jsonl", &(1..20).map(row).collect::<String>()).unwrap();
     folder.file("corpus.jsonl", "{\"doc_id\": \"1\", \"title\": \"t\", \"text\": \"x\"}\n").unwrap();
     let small =
-        ["sft.steps=40", "sft.episodes_per_step=8", "sft.hidden=64", "sft.layers=1", "sft.drill_share=0.0"];
+        ["sft.steps=80", "sft.episodes_per_step=8", "sft.hidden=64", "sft.layers=1", "sft.drill_share=0.0"];
     let made = folder.trainer(&[&["sft", "--out", "model"][..], &small, &TASKS].concat()).unwrap();
     assert_eq!(made.code, 0, "{}", made.err);
     folder
