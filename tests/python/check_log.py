@@ -42,6 +42,14 @@ def main(run: pathlib.Path) -> None:
     ).fetchone()[0]
     assert worst < 1e-9, worst
 
+    # A call is asked for, then computed, then complete. A long one is computed for most of that time, not just at its end.
+    (disordered, long, lasting) = database.execute(
+        "SELECT count(*) FILTER (NOT (t_queue_ms <= t_start_ms AND t_start_ms <= t_end_ms)),"
+        " count(*) FILTER (n_completion >= 50),"
+        " count(*) FILTER (n_completion >= 50 AND t_end_ms - t_start_ms > (t_end_ms - t_queue_ms) / 2) FROM steps"
+    ).fetchone()
+    assert disordered == 0 and lasting > long / 2, (disordered, long, lasting)
+
     # Token rows: lists of one length, log-probs only where a token was drawn.
     tokens = polars.read_parquet("trajectories/v1/tokens/*/*.parquet")
     lengths = tokens.select(polars.col("token_ids", "loss_mask", "logprobs", "advantages").list.len())

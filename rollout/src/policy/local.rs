@@ -1,6 +1,6 @@
 //! The local policy: one engine draws the turns of both seats, each seat under its own weight set, in one batch.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use parl_kernels::backend::{Sampling, SetId};
 use parl_kernels::weights::WeightSet;
@@ -31,7 +31,9 @@ pub struct Local {
     open: HashMap<RequestId, (AgentRef, f32)>,
     by_agent: HashMap<AgentRef, RequestId>,
     next: u64,
-    ticked: Moment,
+    /// Passes of the engine so far, and when the latest of them began: all since there was last nothing under way.
+    passes: u64,
+    began: VecDeque<Moment>,
 }
 
 impl Local {
@@ -53,7 +55,8 @@ impl Local {
             open: HashMap::new(),
             by_agent: HashMap::new(),
             next: 0,
-            ticked: Moment::default(),
+            passes: 0,
+            began: VecDeque::new(),
         }
     }
 
@@ -83,9 +86,16 @@ impl Local {
             versions: completion.versions,
             temperature,
             end,
-            started: self.ticked,
+            started: self.began_at(completion.first_tick),
         };
         Some((who, turn))
+    }
+
+    /// When a pass began; passes count from 1, as the engine's ticks do.
+    fn began_at(&self, pass: u64) -> Moment {
+        let ago = self.passes.saturating_sub(pass) as usize;
+        let kept = self.began.len().checked_sub(ago + 1).and_then(|at| self.began.get(at));
+        kept.or(self.began.front()).copied().unwrap_or_default()
     }
 }
 
@@ -122,7 +132,11 @@ impl Policy for Local {
     }
 
     fn tick(&mut self, now: Moment) -> Result<Vec<(AgentRef, Turn)>, RolloutError> {
-        self.ticked = now;
+        if self.open.is_empty() {
+            self.began.clear();
+        }
+        self.passes += 1;
+        self.began.push_back(now);
         let complete = self.engine.tick()?;
         Ok(complete.into_iter().filter_map(|c| self.turn(c)).collect())
     }

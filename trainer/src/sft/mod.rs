@@ -38,7 +38,7 @@ pub struct SftConfig {
     /// Share of the sub-agents' contexts that are learned from.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub subagent_share: f64,
-    /// Share of copying drills at first; a quarter of it later.
+    /// Share of copying drills at first, from easy to hard; a quarter of it later.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub drill_share: f64,
     /// Share of the warm start after which drills become rare.
