@@ -1,7 +1,6 @@
 //! Reads a step's tables back as the records that they were written from.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,12 +10,12 @@ use arrow::datatypes::{DataType, Field, Int64Type, Schema, UInt64Type};
 use arrow::error::ArrowError;
 use arrow::json::LineDelimitedWriter;
 use arrow::record_batch::RecordBatch;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::Table;
 use super::record::EpisodeRecord;
+use super::table_in::open;
 use crate::RolloutError;
 
 /// A row with the episode that it belongs to.
@@ -59,14 +58,7 @@ fn by_episode<T: DeserializeOwned>(path: &Path) -> Result<HashMap<String, Vec<T>
 /// All rows of the Parquet file at `path`.
 fn rows<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, RolloutError> {
     let corrupt = |message: String| RolloutError::Corrupt { path: path.to_path_buf(), message };
-    let file = File::open(path).map_err(|source| RolloutError::Io {
-        path: path.to_path_buf(),
-        action: "cannot open",
-        source,
-    })?;
-    let reader =
-        ParquetRecordBatchReaderBuilder::try_new(file).and_then(ParquetRecordBatchReaderBuilder::build);
-    let reader = reader.map_err(|error| corrupt(format!("not a readable Parquet file: {error}")))?;
+    let reader = open(path)?;
     let mut rows = Vec::new();
     for batch in reader {
         let batch = batch.map_err(|error| corrupt(error.to_string()))?;

@@ -7,7 +7,7 @@ use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float64Type, Int64Type, UInt64Type};
 use arrow::record_batch::RecordBatch;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use serde_json::{Map, Number, Value};
 
 use crate::RolloutError;
@@ -23,14 +23,7 @@ pub fn for_each_row(
     visit: &mut dyn FnMut(u64, Map<String, Value>) -> Result<(), RolloutError>,
 ) -> Result<(), RolloutError> {
     let corrupt = |message: String| RolloutError::Corrupt { path: path.to_path_buf(), message };
-    let file = File::open(path).map_err(|source| RolloutError::Io {
-        path: path.to_path_buf(),
-        action: "cannot open",
-        source,
-    })?;
-    let reader =
-        ParquetRecordBatchReaderBuilder::try_new(file).and_then(ParquetRecordBatchReaderBuilder::build);
-    let reader = reader.map_err(|error| corrupt(format!("not a readable Parquet file: {error}")))?;
+    let reader = open(path)?;
     let mut number = 0;
     for batch in reader {
         let batch = batch.map_err(|error| corrupt(format!("after row {number}: {error}")))?;
@@ -42,6 +35,24 @@ pub fn for_each_row(
         }
     }
     Ok(())
+}
+
+/// A reader of the batches in the Parquet file at `path`.
+///
+/// # Errors
+/// [`RolloutError::Io`] when the file cannot be opened, [`RolloutError::Corrupt`] when it is no Parquet file.
+pub(super) fn open(path: &Path) -> Result<ParquetRecordBatchReader, RolloutError> {
+    let file = File::open(path).map_err(|source| RolloutError::Io {
+        path: path.to_path_buf(),
+        action: "cannot open",
+        source,
+    })?;
+    let reader =
+        ParquetRecordBatchReaderBuilder::try_new(file).and_then(ParquetRecordBatchReaderBuilder::build);
+    reader.map_err(|error| RolloutError::Corrupt {
+        path: path.to_path_buf(),
+        message: format!("not a readable Parquet file: {error}"),
+    })
 }
 
 /// The batch's columns with few types: text, i64, u64, f64, boolean or nothing at all.
