@@ -135,7 +135,7 @@ const gone = (child) => new Promise((done) => (child.exitCode === null && child.
 
 async function live(browser) {
   const run = join(scratch, "live");
-  const steps = 12;
+  const steps = 2000; // more than are waited for: it is stopped when enough is seen, on a fast machine too
   const [training, address] = await served("run", "--config", config, "--run-dir", run, "--watch=0", `run.max_steps=${steps}`, "run.final_eval_tasks=0");
   const tab = await browser.open();
   await tab.visit(address);
@@ -145,9 +145,10 @@ async function live(browser) {
   const before = await lines();
   assert.ok(before < steps, "the run was over before the page was open");
   await tab.until(`Number(document.querySelector('.tile .value').firstChild.textContent) > ${before}`, "a further step");
-  console.log(`followed the run from step ${before} to step ${await lines()}`);
+  const seen = await lines();
+  console.log(`followed the run from step ${before} to step ${seen}`);
+  training.kill();
   await gone(training);
-  assert.equal(training.exitCode, 0);
   await tab.until("document.querySelector('#live').classList.contains('lost')", "the page says that the server is gone");
   tab.errors.length = 0; // what the browser itself says of a connection that is refused
   await tab.close();
@@ -155,7 +156,7 @@ async function live(browser) {
   const [watcher, again] = await served("watch", run, "--port", "0");
   const page = await browser.open();
   await page.visit(again);
-  assert.equal(await page.evaluate("Number(document.querySelector('.tile .value').firstChild.textContent)"), steps);
+  assert.ok(await page.evaluate("Number(document.querySelector('.tile .value').firstChild.textContent)") >= seen, "steps are lost");
   await page.evaluate("document.querySelector('.scroller').focus()");
   await page.press("ArrowRight");
   await page.until("document.querySelector('.detail h3')", "texts from the server");
