@@ -9,12 +9,16 @@ pub struct Stage {
     pub sub_steps: Vec<u32>,
 }
 
+impl Stage {
+    /// Steps that its longest sub-agent takes; 0 where none ran.
+    pub fn longest(&self) -> u32 {
+        self.sub_steps.iter().copied().max().unwrap_or(0)
+    }
+}
+
 /// CriticalSteps = Σ_t ( S_main(t) + max_i S_sub,i(t) ); max = 0 where no sub-agent ran.
 pub fn critical_steps(stages: &[Stage]) -> u64 {
-    stages
-        .iter()
-        .map(|s| u64::from(s.s_main) + u64::from(s.sub_steps.iter().copied().max().unwrap_or(0)))
-        .sum()
+    stages.iter().map(|s| u64::from(s.s_main) + u64::from(s.longest())).sum()
 }
 
 /// All steps of all agents.

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use parl_rewards::critical::{critical_steps, total_steps};
+
 use super::driver;
 use super::episode::Episode;
 use super::*;
@@ -398,6 +400,8 @@ fn a_hundred_sub_agents_and_fifteen_hundred_steps() {
     let record = &records[0];
     assert_eq!((record.n_assigned, record.max_concurrency, record.n_finished), (100, 100, 100));
     assert_eq!((record.critical_steps, record.total_steps), (1 + 15 + 1, 1 + 1500 + 1));
+    let stages: Vec<_> = record.stages().into_values().collect();
+    assert_eq!((critical_steps(&stages), total_steps(&stages)), (1 + 15 + 1, 1 + 1500 + 1));
 }
 
 fn atlas(script: Script, rules: &Rules, split: Split, n: u64) -> (Vec<EpisodeRecord>, Vec<Arc<Task>>) {

@@ -1,6 +1,9 @@
 //! One finished episode as plain data: what the swarm hands to the log, to the rewards and to the learner.
 //! Fields are named as in the tables (`docs/log.md` describes them), so that rows of the log read back as these types.
 
+use std::collections::BTreeMap;
+
+use parl_rewards::critical::Stage;
 use serde::{Deserialize, Serialize};
 
 use crate::tasks::{Split, TaskKind};
@@ -282,4 +285,20 @@ pub struct EpisodeRecord {
     /// Rows of the tokens table.
     #[serde(default)]
     pub branches: Vec<TokenBranch>,
+}
+
+impl EpisodeRecord {
+    /// Its stages by number, as its rows tell them; what `rewards::critical` counts critical steps of.
+    pub fn stages(&self) -> BTreeMap<u32, Stage> {
+        let mut stages: BTreeMap<u32, Stage> = BTreeMap::new();
+        for step in self.steps.iter().filter(|step| step.agent_idx == 0) {
+            stages.entry(step.stage).or_default().s_main += step.s_main;
+        }
+        for agent in &self.agents {
+            if let Some(stage) = agent.stage {
+                stages.entry(stage).or_default().sub_steps.push(agent.n_steps);
+            }
+        }
+        stages
+    }
 }

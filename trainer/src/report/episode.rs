@@ -1,8 +1,7 @@
 //! An episode as the page draws it: who worked when, by the clock and by critical steps, and (apart, because it is
 //! long and seldom read) what was said.
 
-use std::collections::BTreeMap;
-
+use parl_rewards::critical::Stage;
 use parl_rollout::RolloutError;
 use parl_rollout::dialect::Dialect;
 use parl_rollout::trajectory::record::{AgentRecord, EpisodeRecord, RewardPart, StepRecord, TokenBranch};
@@ -198,21 +197,14 @@ fn cut(text: &str) -> String {
 
 /// Where each stage lies on the axis of critical steps; the last one ends at the episode's critical steps.
 fn stage_spans(record: &EpisodeRecord) -> Vec<StageSpan> {
-    let mut costs: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
-    for step in record.steps.iter().filter(|s| s.agent_idx == 0) {
-        costs.entry(step.stage).or_default().0 += u64::from(step.s_main);
-    }
-    for (stage, agent) in record.agents.iter().filter_map(|a| a.stage.map(|stage| (stage, a))) {
-        let longest = &mut costs.entry(stage).or_default().1;
-        *longest = (*longest).max(u64::from(agent.n_steps));
-    }
     let mut at = 0;
-    let span = |(stage, (main, longest)): (u32, (u64, u64))| {
+    let span = |(stage, costs): (u32, Stage)| {
         let from = at;
-        at += main + longest;
-        StageSpan { stage, from, sub: from + main, to: at }
+        let sub = from + u64::from(costs.s_main);
+        at = sub + u64::from(costs.longest());
+        StageSpan { stage, from, sub, to: at }
     };
-    costs.into_iter().map(span).collect()
+    record.stages().into_iter().map(span).collect()
 }
 
 /// Lays an agent's model calls on the axis of critical steps.

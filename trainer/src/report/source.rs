@@ -15,6 +15,7 @@ use super::choose::{Digest, choose, sampled_steps};
 use super::episode::{EpisodeView, view};
 use super::series::{Series, series};
 use crate::error::TrainerError;
+use crate::run::environment::step_prefix;
 use crate::run::folder::{Marker, read_json};
 
 /// What the page shows but for single episodes; costs little to read.
@@ -207,10 +208,9 @@ impl Source {
 
     fn named(&self, id: &str, sealed: &[u32], notes: &mut Vec<String>) -> Result<Found, TrainerError> {
         // An id begins with its step, so it is found at once; where a log names them otherwise, by search.
-        let hint = id.strip_prefix('s').and_then(|rest| rest.get(..6)).and_then(|digits| digits.parse().ok());
-        let hinted = hint.into_iter().filter(|step| sealed.contains(step));
-        let others = sealed.iter().copied().filter(|step| Some(*step) != hint);
-        for step in hinted.chain(others) {
+        let (of_id, others): (Vec<u32>, Vec<u32>) =
+            sealed.iter().partition(|step| id.starts_with(&step_prefix(u64::from(**step))));
+        for step in of_id.into_iter().chain(others) {
             match self.records(step) {
                 Ok(of_step) => {
                     if let Some(record) = of_step.into_iter().find(|e| e.episode_id == id) {

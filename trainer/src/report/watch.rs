@@ -4,7 +4,6 @@
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-use parl_rollout::durable;
 use tiny_http::{Header, Request, Response, Server};
 
 use super::episode;
@@ -12,6 +11,7 @@ use super::page;
 use super::source::{Episodes, Page, Source};
 use crate::error::TrainerError;
 use crate::run::folder::Marker;
+use crate::run::metrics::newest;
 use crate::track::prometheus::exposition;
 
 /// Asked for when nobody names a port; if it is taken, the system gives another.
@@ -142,10 +142,7 @@ impl Data {
 
 /// The newest metrics of the run in Prometheus' text; `None` before the first step.
 fn metrics_text(run: &Path) -> Option<String> {
-    let text = durable::read(&run.join("metrics.jsonl")).ok()?;
-    // The last line that is whole: a run that is writing may be in the middle of one.
-    let newest =
-        String::from_utf8_lossy(&text).lines().rev().find_map(|line| serde_json::from_str(line).ok())?;
+    let newest = newest(run).ok()??;
     Some(exposition(&Marker::read(run).ok()?.run_id, &newest))
 }
 

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use parl_rollout::RolloutError;
 use parl_rollout::durable::{self, Lines};
 use serde_json::{Map, Value, json};
 
@@ -116,4 +117,23 @@ pub fn open(run: &Path, from: u64, quarantine: &Path) -> Result<Lines, TrainerEr
         }
     }
     Ok(Lines::open(&path)?.0)
+}
+
+/// The newest line of a run's metrics that is whole (a run that is writing may be in the middle of one); `None` before
+/// the first.
+///
+/// # Errors
+/// When the file cannot be read, or the line is none of ours.
+pub fn newest(run: &Path) -> Result<Option<Map<String, Value>>, TrainerError> {
+    let path = run.join("metrics.jsonl");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let bytes = durable::read(&path)?;
+    let Some(end) = bytes.iter().rposition(|b| *b == b'\n') else { return Ok(None) };
+    let begin = bytes[..end].iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+    serde_json::from_slice(&bytes[begin..end]).map(Some).map_err(|e| {
+        let message = format!("its last line is not a JSON object: {e}");
+        RolloutError::Corrupt { path, message }.into()
+    })
 }

@@ -4,7 +4,7 @@ pub mod environment;
 pub mod eval;
 pub mod folder;
 pub mod learning;
-mod metrics;
+pub mod metrics;
 mod resume;
 pub mod rollout;
 pub mod seats;

@@ -193,14 +193,13 @@ fn sample(environment: &Environment, branch: &TokenBranch) -> Sample {
     let rules = &environment.rules;
     let longest = rules.orchestrator.max_context_tokens.max(rules.subagent.max_context_tokens) as usize;
     let n = branch.token_ids.len().min(longest);
-    Sample {
-        tokens: branch.token_ids[..n].to_vec(),
-        mask: branch.loss_mask[..n].to_vec(),
-        logprobs: vec![0.0; n],
-        temperatures: vec![1.0; n],
-        advantage: 0.0,
-        group: 0,
-    }
+    lesson(branch.token_ids[..n].to_vec(), branch.loss_mask[..n].to_vec())
+}
+
+/// A context to learn by heart where the mask says so: nobody drew it, and it is compared with none.
+fn lesson(tokens: Vec<u32>, mask: Vec<bool>) -> Sample {
+    let n = tokens.len();
+    Sample { tokens, mask, logprobs: vec![0.0; n], temperatures: vec![1.0; n], advantage: 0.0, group: 0 }
 }
 
 /// Takes the loss off the token that decides to make a sub-agent.
@@ -246,10 +245,7 @@ fn reading(
         }
         push(&[dialect.special().end], false);
     }
-    let n = sample.tokens.len();
-    sample.logprobs = vec![0.0; n];
-    sample.temperatures = vec![1.0; n];
-    Ok(sample.mask.contains(&true).then_some(sample))
+    Ok(sample.mask.contains(&true).then(|| lesson(sample.tokens, sample.mask)))
 }
 
 /// Facts of several tasks (`n3 amber falcon`, `mentor stone heron`, `month march`), said again twice in other orders;
@@ -292,10 +288,7 @@ fn echo(dialect: &Dialect, hard: f64, choices: &mut Choices) -> Result<Sample, p
         sample.tokens.extend_from_slice(&once);
         sample.mask.resize(sample.tokens.len(), round > 0);
     }
-    let n = sample.tokens.len();
-    sample.logprobs = vec![0.0; n];
-    sample.temperatures = vec![1.0; n];
-    Ok(sample)
+    Ok(lesson(sample.tokens, sample.mask))
 }
 
 /// Few at first: the fewer there are to choose from, the sooner looking up pays.
@@ -341,8 +334,5 @@ fn said_again(
         }
         push(&message[1..], false);
     }
-    let n = sample.tokens.len();
-    sample.logprobs = vec![0.0; n];
-    sample.temperatures = vec![1.0; n];
-    Ok(sample)
+    Ok(lesson(sample.tokens, sample.mask))
 }

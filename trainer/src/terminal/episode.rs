@@ -1,5 +1,6 @@
 //! One episode as a tree: its stages, what the orchestrator did in each, and what its sub-agents did for it.
 
+use parl_rewards::critical::Stage;
 use parl_rollout::trajectory::record::{AgentRecord, EpisodeRecord};
 
 use super::line::{Line, Style};
@@ -24,7 +25,9 @@ impl Node {
 pub fn lines(record: &EpisodeRecord, step: u32) -> Vec<Line> {
     let mut lines = head(record, step);
     let turns = turns(record, 0);
-    let stages: Vec<Node> = turns.iter().map(|turn| stage(record, turn)).collect();
+    let costs = record.stages();
+    let longest = |turn: &Turn<'_>| costs.get(&turn.step.stage).map_or(0, Stage::longest);
+    let stages: Vec<Node> = turns.iter().map(|turn| stage(record, turn, longest(turn))).collect();
     draw(&stages, "", &mut lines);
     let end = match (&record.answer, &record.error, &record.failure_kind) {
         (Some(answer), ..) => Line::new().add(Style::Bold, "answer  ").plain(answer),
@@ -73,10 +76,9 @@ fn head(record: &EpisodeRecord, step: u32) -> Vec<Line> {
     lines
 }
 
-fn stage(record: &EpisodeRecord, turn: &Turn<'_>) -> Node {
+/// A turn of the orchestrator and what it set to work, which takes `longest` steps.
+fn stage(record: &EpisodeRecord, turn: &Turn<'_>, longest: u32) -> Node {
     let step = turn.step;
-    let mine = |a: &&AgentRecord| a.agent_idx > 0 && a.stage == Some(step.stage);
-    let longest = record.agents.iter().filter(mine).map(|a| a.n_steps).max().unwrap_or(0);
     let cost = match longest {
         0 => format!("{} critical", step.s_main),
         sub => format!("{} + {sub} critical", step.s_main),

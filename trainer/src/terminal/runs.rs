@@ -12,6 +12,7 @@ use super::line::{Line, Style};
 use super::table::{Side, table};
 use crate::error::TrainerError;
 use crate::run::folder::{Marker, is_written_to, read_json};
+use crate::run::metrics::newest;
 
 /// Folders in folders that are looked into.
 const DEPTH: usize = 6;
@@ -144,13 +145,14 @@ fn read(run: &Path, row: &mut Listed) -> Result<State, TrainerError> {
         if let Some(at) = modified.and_then(|at| jiff::Timestamp::try_from(at).ok()) {
             row.when = Some(at.to_string());
         }
-        if let Some(last) = last_line(&metrics)? {
+        if let Some(last) = newest(run)? {
+            let figure = |name: &str| last.get(name).and_then(Value::as_f64);
             row.steps = last.get("step").and_then(Value::as_u64).map_or(0, |step| step.saturating_add(1));
-            row.success = number(&last, "/success~1mean");
-            row.critical_steps = number(&last, "/parl~1critical_steps");
-            row.agents = number(&last, "/parl~1num_subagents");
-            row.lambda_parallel = number(&last, "/parl~1lambda_parallel");
-            row.lambda_finish = number(&last, "/parl~1lambda_finish");
+            row.success = figure("success/mean");
+            row.critical_steps = figure("parl/critical_steps");
+            row.agents = figure("parl/num_subagents");
+            row.lambda_parallel = figure("parl/lambda_parallel");
+            row.lambda_finish = figure("parl/lambda_finish");
         }
     }
     let mut evaluated = true;
@@ -178,17 +180,6 @@ fn read(run: &Path, row: &mut Listed) -> Result<State, TrainerError> {
     }
     let done = row.max_steps.is_some_and(|max| row.steps >= max);
     Ok(if done && evaluated { State::Finished } else { State::Stopped })
-}
-
-/// The last whole line of a file of JSON lines; what is torn at its end is not there.
-fn last_line(path: &Path) -> Result<Option<Value>, TrainerError> {
-    let bytes = durable::read(path)?;
-    let Some(end) = bytes.iter().rposition(|b| *b == b'\n') else { return Ok(None) };
-    let begin = bytes[..end].iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
-    serde_json::from_slice(&bytes[begin..end]).map(Some).map_err(|e| {
-        let message = format!("its last line is not JSON: {e}");
-        parl_rollout::RolloutError::Corrupt { path: path.to_owned(), message }.into()
-    })
 }
 
 const HEADINGS: [(&str, Side); 9] = [
