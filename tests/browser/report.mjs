@@ -51,6 +51,10 @@ async function hostileAndLarge(browser) {
   assert.ok(Math.min(...opened) <= OPENS_MS, `it opens in ${opened} ms, not in ${OPENS_MS}`);
   assert.deepEqual([...new Set(tab.requests)], [url], "the page asks for more than itself");
 
+  const compared = await tab.evaluate("(() => { const t = document.querySelector('[aria-label=Ablations]'); return [t.querySelectorAll('tr.own').length, t.textContent]; })()");
+  assert.equal(compared[0], 1, "the run's own row is not told from the others");
+  assert.ok(compared[1].includes("caption </script><script>window.owned='caption'"), compared[1]);
+
   // The keyboard alone: to the hostile episode, through its lanes, into every agent's texts.
   await tab.evaluate("document.querySelector('.picker [aria-selected=true]').focus()");
   await tab.press("Home");

@@ -271,6 +271,11 @@ pub fn write_run(
         |name: &str| json!({ "name": name, "summary": { "all": figures, "by_kind": kinds, "by_n": {} } });
     let rows = ["end", "serial expert, budget lifted", &text("row")].map(row);
     fs::write(run.join("final_eval.json"), Value::from(rows.to_vec()).to_string())?;
+    // One file for all runs beside it, so whoever writes several of these must put them into folders of their own.
+    let folder = run.file_name().unwrap_or_default().to_string_lossy();
+    let rows = [json!({ "name": text("ablation"), "runs": [folder], "cells": [text("cell")] })];
+    let table = json!([{ "caption": text("caption"), "columns": [text("column")], "rows": rows }]);
+    fs::write(run.join("../ablations.json"), table.to_string())?;
     let mut lines = String::new();
     for step in 0..3 {
         let mut line = metrics(step);

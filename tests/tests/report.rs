@@ -67,6 +67,10 @@ fn whatever_a_model_writes_stays_text() {
         "config key",
         "kind",
         "row",
+        "ablation",
+        "caption",
+        "column",
+        "cell",
         "metric",
         "refused",
         "task_id",
@@ -166,11 +170,18 @@ fn a_damaged_step_is_named_and_left_out() {
     bytes[middle] ^= 1;
     fs::write(run.join(part), bytes).unwrap();
     fs::write(run.join("final_eval.json"), "{").unwrap();
+    fs::write(run.join("../ablations.json"), "[").unwrap();
     fs::remove_file(run.join("tokenizer.json")).unwrap();
     let outcome = folder.trainer(&["report", "run"]).unwrap();
     assert_eq!(outcome.code, 0, "{}", outcome.err);
     assert!(outcome.out.contains("3 steps, 2 episodes"), "{}", outcome.out);
-    for told in [part, "the file is damaged", "final_eval.json: not JSON", "tokens are shown by their ids"] {
+    for told in [
+        part,
+        "the file is damaged",
+        "final_eval.json: not JSON",
+        "ablations.json: not JSON",
+        "tokens are shown by their ids",
+    ] {
         assert!(outcome.out.contains(told), "{told} is not in {}", outcome.out);
     }
     let html = fs::read_to_string(run.join("report.html")).unwrap();

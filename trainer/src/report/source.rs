@@ -18,11 +18,17 @@ use crate::error::TrainerError;
 use crate::run::environment::step_prefix;
 use crate::run::folder::{Marker, read_json};
 
+/// Tables over several runs, beside their folders, as `scripts/ablations` writes them:
+/// `[{"caption": …, "columns": [name, …], "rows": [{"name": …, "runs": [folder, …], "cells": [text, …]}]}]`.
+pub const ABLATIONS: &str = "../ablations.json";
+
 /// What the page shows but for single episodes; costs little to read.
 #[derive(Debug, Serialize)]
 pub struct Figures {
     /// Who made the run, and when.
     pub run: Option<Marker>,
+    /// Name of its folder.
+    pub folder: String,
     /// What a reader should know: what is damaged, left out, or thinned.
     pub notes: Vec<String>,
     /// The resolved config.
@@ -33,6 +39,8 @@ pub struct Figures {
     pub start_eval: Value,
     /// The rows of the table at the end.
     pub final_eval: Value,
+    /// Tables that compare this run with others (see [`ABLATIONS`]); null where there are none.
+    pub ablations: Value,
 }
 
 /// The chosen episodes.
@@ -151,8 +159,8 @@ impl Source {
                 Value::Null
             })
         };
-        let [config, start_eval, final_eval] =
-            ["config.resolved.json", "start_eval.json", "final_eval.json"].map(&mut file);
+        let [config, start_eval, final_eval, ablations] =
+            ["config.resolved.json", "start_eval.json", "final_eval.json", ABLATIONS].map(&mut file);
         let metrics = self.run.join("metrics.jsonl");
         let text = if metrics.is_file() { durable::read(&metrics)? } else { Vec::new() };
         let (series, more) = series(&String::from_utf8_lossy(&text));
@@ -160,7 +168,10 @@ impl Source {
         if series.lines_a_point > 1 {
             notes.push(format!("each point of a curve is the mean of {} steps", series.lines_a_point));
         }
-        Ok(Figures { run: Marker::read(&self.run).ok(), notes, config, series, start_eval, final_eval })
+        let run = Marker::read(&self.run).ok();
+        let folder = self.run.canonicalize().unwrap_or_else(|_| self.run.clone());
+        let folder = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Figures { run, folder, notes, config, series, start_eval, final_eval, ablations })
     }
 
     /// The dialect whose tokenizer lies beside the run.

@@ -8,7 +8,7 @@ use tiny_http::{Header, Request, Response, Server};
 
 use super::episode;
 use super::page;
-use super::source::{Episodes, Page, Source};
+use super::source::{ABLATIONS, Episodes, Page, Source};
 use crate::error::TrainerError;
 use crate::run::folder::Marker;
 use crate::run::metrics::newest;
@@ -21,8 +21,14 @@ const LOOK_EVERY: Duration = Duration::from_millis(900);
 /// Episodes are chosen anew no more often: that reads whole steps of the log.
 const CHOOSE_EVERY: Duration = Duration::from_secs(10);
 /// What the figures are made from.
-const FILES: [&str; 5] =
-    ["parl-run.json", "config.resolved.json", "metrics.jsonl", "start_eval.json", "final_eval.json"];
+const FILES: [&str; 6] = [
+    "parl-run.json",
+    "config.resolved.json",
+    "metrics.jsonl",
+    "start_eval.json",
+    "final_eval.json",
+    ABLATIONS,
+];
 /// Changes when a step is sealed.
 const MANIFESTS: &str = "trajectories/v1/manifests";
 

@@ -39,8 +39,27 @@ function showTiles(data) {
 }
 
 function showTables(data) {
+  byId("tables").replaceChildren(...[heldOut(data), ...ablations(data)].filter(Boolean));
+}
+
+const scrolled = (label, caption, head, rows) =>
+  el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label },
+    el("table", {}, el("caption", {}, caption),
+      el("thead", {}, el("tr", {}, head.map((name) => el("th", { scope: "col" }, name)))), el("tbody", {}, rows)));
+
+/** Tables over this run and others, which a script put beside their folders. */
+function ablations(data) {
+  const list = (value) => (Array.isArray(value) ? value : []);
+  return list(data.ablations).filter((table) => table && typeof table === "object").map((table) =>
+    scrolled("Ablations", String(table.caption || "Ablations"), ["", ...list(table.columns).map(String)],
+      list(table.rows).filter((row) => row && typeof row === "object").map((row) =>
+        el("tr", { class: list(row.runs).includes(data.folder) ? "own" : null },
+          el("th", { scope: "row" }, String(row.name)), list(row.cells).map((cell) => el("td", {}, String(cell)))))));
+}
+
+function heldOut(data) {
   const rows = Array.isArray(data.final_eval) ? data.final_eval.filter((row) => row && row.summary && row.summary.all) : [];
-  if (!rows.length) { byId("tables").replaceChildren(); return; }
+  if (!rows.length) return null;
   const kinds = [...new Set(rows.flatMap((row) => Object.keys(row.summary.by_kind || {})))].sort().reverse();
   const columns = [
     ["success", (s) => shown(s.all.success, "share")],
@@ -53,11 +72,10 @@ function showTables(data) {
     ["finish rate", (s) => (s.all.agents > 0 ? shown(s.all.finish_rate, "share") : "–")],
   ];
   const own = (name) => ["end", "this run's policy"].includes(name);
-  byId("tables").replaceChildren(el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Held-out tasks" },
-    el("table", {}, el("caption", {}, `${count(rows[0].summary.all.episodes, "held-out task")}: this run beside the scripted experts`),
-      el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "who"), columns.map(([name]) => el("th", { scope: "col" }, name)))),
-      el("tbody", {}, rows.map((row) => el("tr", { class: own(row.name) ? "own" : null },
-        el("th", { scope: "row" }, String(row.name)), columns.map(([, value]) => el("td", {}, value(row.summary)))))))));
+  return scrolled("Held-out tasks", `${count(rows[0].summary.all.episodes, "held-out task")}: this run beside the scripted experts`,
+    ["who", ...columns.map(([name]) => name)],
+    rows.map((row) => el("tr", { class: own(row.name) ? "own" : null },
+      el("th", { scope: "row" }, String(row.name)), columns.map(([, value]) => el("td", {}, value(row.summary))))));
 }
 
 /** The main charts: each is drawn when the run has one of its lines. */
