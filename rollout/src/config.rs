@@ -53,12 +53,26 @@ pub struct OrchestratorConfig {
     pub max_new_tokens: u32,
 }
 
+/// Other sub-agents from some step of the run on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LaterPolicy {
+    /// The first training step (from 0) whose turns they draw.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub from_step: u64,
+    /// Who draws their turns then: a model, as the first ones are.
+    pub policy: PolicyConfig,
+}
+
 /// The sub-agents' seats.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SubagentConfig {
     /// Who draws their turns; always frozen.
     pub policy: PolicyConfig,
+    /// Who does later in the run, in the order of their steps: small models first, larger ones when the orchestrator
+    /// can use them, say. Evaluations before the first step have the first ones, all others the last.
+    pub later: Vec<LaterPolicy>,
     /// How their turns are opened.
     pub mode: Mode,
     /// Tool calls that each may make.
@@ -148,12 +162,44 @@ impl Default for SubagentConfig {
     fn default() -> Self {
         Self {
             policy: PolicyConfig::Scripted { script: Script::Serial },
+            later: Vec::new(),
             mode: Mode::Instant,
             max_steps: 6,
             max_context_tokens: 512,
             max_new_tokens: 64,
             outage_rate: 0.02,
         }
+    }
+}
+
+impl SubagentConfig {
+    /// All policies that sit here in the course of a run, in order.
+    pub fn policies(&self) -> impl Iterator<Item = &PolicyConfig> {
+        std::iter::once(&self.policy).chain(self.later.iter().map(|later| &later.policy))
+    }
+
+    /// Which of [`SubagentConfig::policies`] draws at a training step.
+    pub fn number_at(&self, step: u64) -> usize {
+        self.later.iter().take_while(|later| later.from_step <= step).count()
+    }
+
+    fn issues(&self) -> Vec<(String, String)> {
+        let mut issues = Vec::new();
+        let local = |policy: &PolicyConfig| matches!(policy, PolicyConfig::Local { .. });
+        let mut before = 0;
+        for (i, later) in self.later.iter().enumerate() {
+            if later.from_step <= before {
+                let message =
+                    format!("{} is not after step {before}, where the one before begins", later.from_step);
+                issues.push((format!("subagent.later[{i}].from_step"), message));
+            }
+            before = later.from_step;
+            if !local(&later.policy) || !local(&self.policy) {
+                let message = "only a model can follow a model; scripts stay to the end".to_owned();
+                issues.push((format!("subagent.later[{i}].policy"), message));
+            }
+        }
+        issues
     }
 }
 
@@ -203,6 +249,7 @@ impl RolloutConfig {
                 faults.push((format!("{seat}.max_new_tokens"), message));
             }
         }
+        faults.extend(self.subagent.issues());
         if self.budget.max_concurrent > self.budget.max_assignments {
             let message = format!(
                 "{} is above budget.max_assignments ({})",

@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::Path;
 
+use parl_rollout::trajectory::log::TrajectoryLog;
 use parl_tests::{Folder, root};
 use serde_json::Value;
 
@@ -62,6 +63,58 @@ fn a_run_that_was_stopped_and_gone_on_with_has_the_rows_of_one_that_was_not() {
 
     let other = run("parts", &["run.max_steps=5", "run.seed=9", "--resume"]);
     assert!(other.code == 2 && other.err.contains("run.seed is 0 in the run and 9 now"), "{}", other.err);
+}
+
+#[test]
+fn sub_agents_are_relieved_at_their_step_and_after_a_resume_too() {
+    let folder = Folder::new().unwrap();
+    let first = root().join("configs/warm_start").display().to_string();
+    let init = format!("sft.init={first}");
+    let other = ["sft", "--out", "other", &init, "sft.steps=1", "sft.episodes_per_step=1"];
+    assert_eq!(folder.trainer(&other).unwrap().code, 0);
+    let subagent = |model: &str| format!("{{type: local, model: {model}, temperature: 0.6}}");
+    let seats = [
+        "rollout.orchestrator.policy={type: scripted, script: parallel}".to_owned(),
+        format!("rollout.subagent.policy={}", subagent(&first)),
+        format!("rollout.subagent.later=[{{from_step: 2, policy: {}}}]", subagent("other")),
+    ];
+    let seats: Vec<&str> = seats.iter().map(String::as_str).collect();
+    let run = |name: &str, more: &[&str]| {
+        let fixed = ["run", "--run-dir", name, "run.final_eval_tasks=0", "run.max_steps=4"];
+        let small = ["rollout.tasks_per_step=2", "rollout.group_size=1"];
+        folder.trainer(&[&fixed[..], &small, &seats, more].concat()).unwrap()
+    };
+    let whole = run("whole", &[]);
+    assert_eq!(whole.code, 0, "{}", whole.err);
+    let log = TrajectoryLog::new(&folder.join("whole"));
+    let who = |step: u32| {
+        let records = log.read_step(step).unwrap();
+        let agents = records.iter().flat_map(|r| &r.agents).filter(|a| a.agent_idx > 0);
+        let mut names: Vec<String> = agents.map(|a| a.policy.clone()).collect();
+        names.sort();
+        names.dedup();
+        names
+    };
+    assert_eq!((who(0).len(), who(3).len()), (1, 1));
+    assert!(who(0) == who(1) && who(2) == who(3) && who(1) != who(2), "{:?} {:?}", who(1), who(2));
+
+    for at in ["1", "2", "3"] {
+        assert_eq!(run("parts", &["--clean", &format!("run.stop_after_steps={at}")]).code, 0);
+        let resumed = run("parts", &["--resume"]);
+        assert_eq!(resumed.code, 0, "{}", resumed.err);
+        assert_eq!(canonical(&folder.join("parts")), canonical(&folder.join("whole")), "stopped after {at}");
+    }
+    let unordered = format!(
+        "rollout.subagent.later=[{{from_step: 2, policy: {0}}}, {{from_step: 2, policy: {0}}}]",
+        subagent("other")
+    );
+    let refused = run("never", &[&unordered]);
+    assert!(
+        refused.code == 2 && refused.err.contains("rollout.subagent.later[1].from_step"),
+        "{}",
+        refused.err
+    );
+    assert!(!folder.join("never").exists());
 }
 
 #[test]

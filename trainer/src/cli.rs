@@ -107,7 +107,7 @@ pub struct EvalArgs {
     /// The config.
     #[command(flatten)]
     pub layers: Layers,
-    /// A script in the orchestrator's seat: serial, parallel, human, spammer, random.
+    /// A script in the orchestrator's seat: serial, parallel, human, spammer, spurious, random.
     #[arg(long, value_parser = script)]
     pub policy: Option<Script>,
     /// A checkpoint (or a run, of which the newest is taken) whose model sits in the orchestrator's seat.

@@ -139,6 +139,7 @@ fn eval_command(args: &EvalArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         (None, None) => ("the config's policy", configured(&environment, &config)?.policy),
         (None, Some(_)) => ("the checkpoint", configured(&environment, &config)?.policy),
     };
+    policy.relieve(config.rollout.subagent.number_at(u64::MAX));
     let summary = evaluate(&config, &environment, policy.as_mut(), args.tasks, args.lift_budget)?;
     if args.json {
         return print_json(out, &summary);

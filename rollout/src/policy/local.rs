@@ -25,7 +25,9 @@ pub struct SeatDraw {
 pub struct Local {
     engine: Engine,
     orchestrator: SeatDraw,
-    subagent: SeatDraw,
+    subagents: Vec<SeatDraw>,
+    /// Which of them draws.
+    on_duty: usize,
     end: u32,
     deadline_ticks: u64,
     open: HashMap<RequestId, (AgentRef, f32)>,
@@ -37,19 +39,21 @@ pub struct Local {
 }
 
 impl Local {
-    /// Seats on `engine`, whose weight sets are installed. `end` ends a turn; a turn that takes more than
+    /// Seats on `engine`, whose weight sets are installed. The first of `subagents` draws until it is relieved; where
+    /// there is none, the orchestrator's draw serves both seats. `end` ends a turn; a turn that takes more than
     /// `deadline_ticks` ends unfinished (0 waits for ever).
     pub fn new(
         engine: Engine,
         orchestrator: SeatDraw,
-        subagent: SeatDraw,
+        subagents: Vec<SeatDraw>,
         end: u32,
         deadline_ticks: u64,
     ) -> Self {
         Self {
             engine,
             orchestrator,
-            subagent,
+            subagents,
+            on_duty: 0,
             end,
             deadline_ticks,
             open: HashMap::new(),
@@ -63,7 +67,7 @@ impl Local {
     fn seat(&self, seat: Seat) -> &SeatDraw {
         match seat {
             Seat::Orchestrator => &self.orchestrator,
-            Seat::Subagent => &self.subagent,
+            Seat::Subagent => self.subagents.get(self.on_duty).unwrap_or(&self.orchestrator),
         }
     }
 
@@ -153,15 +157,19 @@ impl Policy for Local {
     }
 
     fn forget(&mut self) {
-        for set in [self.orchestrator.set, self.subagent.set] {
-            self.engine.forget(set);
+        for draw in std::iter::once(&self.orchestrator).chain(&self.subagents) {
+            self.engine.forget(draw.set);
         }
+    }
+
+    fn relieve(&mut self, number: usize) {
+        self.on_duty = number.min(self.subagents.len().saturating_sub(1));
     }
 
     fn set_temperature(&mut self, seat: Seat, temperature: f32) {
         match seat {
             Seat::Orchestrator => self.orchestrator.temperature = temperature,
-            Seat::Subagent => self.subagent.temperature = temperature,
+            Seat::Subagent => self.subagents.iter_mut().for_each(|draw| draw.temperature = temperature),
         }
     }
 }

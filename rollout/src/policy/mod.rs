@@ -86,6 +86,10 @@ pub trait Policy: Send {
     /// Drops what is only kept to be faster (cached prefixes): what follows does not depend on what came before.
     fn forget(&mut self) {}
 
+    /// From now on the sub-agents' turns are drawn by the `number`-th of the policies that the config names for them;
+    /// those of a seat that has but one stay. Nothing may be under way.
+    fn relieve(&mut self, _number: usize) {}
+
     /// Draws a seat's turns at another temperature from now on.
     fn set_temperature(&mut self, _seat: Seat, _temperature: f32) {}
 }

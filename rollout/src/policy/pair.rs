@@ -58,6 +58,10 @@ impl Policy for Pair {
         self.subagent.forget();
     }
 
+    fn relieve(&mut self, number: usize) {
+        self.subagent.relieve(number);
+    }
+
     fn set_temperature(&mut self, seat: Seat, temperature: f32) {
         match seat {
             Seat::Orchestrator => self.orchestrator.set_temperature(seat, temperature),

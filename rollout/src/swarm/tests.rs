@@ -439,6 +439,11 @@ fn scripted_experts_solve_the_world_and_the_budget_divides_them() {
     assert!((0.3..0.75).contains(&alone), "{alone}");
     let (spam, _) = atlas(Script::Spammer, &rules(), Split::Heldout, 20);
     assert!(spam.iter().all(|r| r.n_assigned == 8 && r.n_finished == 0));
+    let (spurious, _) =
+        atlas(Script::Spurious, &Rules { critical_steps: 15, ..rules() }, Split::Heldout, 120);
+    assert!(spurious.iter().all(|r| r.n_assigned == 4 && r.agents[1..].iter().all(|a| a.n_steps == 0)));
+    // One step dearer than working alone, and no better.
+    assert!((success(&spurious, &tasks) - alone).abs() < 1e-12, "{}", success(&spurious, &tasks));
     let (random, _) = atlas(Script::Random, &rules(), Split::Heldout, 60);
     assert!(random.iter().all(|r| r.critical_steps <= 15));
     for (record, task) in parallel.iter().zip(&tasks) {

@@ -129,12 +129,16 @@ where
 /// working folder.
 pub fn anchor_models(loaded: &mut Loaded<Config>) {
     let rollout = &mut loaded.config.rollout;
-    for (key, policy) in [
-        ("rollout.orchestrator.policy.model", &mut rollout.orchestrator.policy),
-        ("rollout.subagent.policy.model", &mut rollout.subagent.policy),
-    ] {
+    let mut seats = vec![
+        ("rollout.orchestrator.policy.model".to_owned(), &mut rollout.orchestrator.policy),
+        ("rollout.subagent.policy.model".to_owned(), &mut rollout.subagent.policy),
+    ];
+    for (i, later) in rollout.subagent.later.iter_mut().enumerate() {
+        seats.push((format!("rollout.subagent.later[{i}].policy.model"), &mut later.policy));
+    }
+    for (key, policy) in seats {
         if let PolicyConfig::Local { model, .. } = policy
-            && let Origin::File { file, .. } = origin_of(&loaded.origins, key)
+            && let Origin::File { file, .. } = origin_of(&loaded.origins, &key)
             && let Some(folder) = Path::new(&file).parent()
         {
             *model = folder.join(&*model).display().to_string();

@@ -43,6 +43,8 @@ pub struct Environment {
     pub tokenizer_json: Vec<u8>,
     /// The rules of episodes.
     pub rules: Rules,
+    /// Words that a tokenizer made for these tasks spells with one id each.
+    pub words: Vec<String>,
     seed: u64,
 }
 
@@ -93,13 +95,14 @@ impl Environment {
             TasksConfig::Dataset(dataset) => Box::new(DatasetSource::open(dataset)?),
         };
         let tools = CorpusTools::new(source.documents(), config.rollout.search.top_k as usize)?;
+        let words = words_of(config, source.as_ref());
         let tokenizer_json = match folder {
             Some(folder) => durable::read(&Path::new(folder).join("tokenizer.json"))?,
-            None => tokenizer_json(&words_of(config, source.as_ref()))?.into_bytes(),
+            None => tokenizer_json(&words)?.into_bytes(),
         };
         let dialect = Arc::new(Dialect::from_json(&tokenizer_json)?);
         let rules = config.rollout.rules(tools.specs());
-        Ok(Self { source, tools, dialect, tokenizer_json, rules, seed: config.run.seed })
+        Ok(Self { source, tools, dialect, tokenizer_json, rules, words, seed: config.run.seed })
     }
 
     /// The first document that a search finds.

@@ -75,6 +75,7 @@ pub fn experts(config: &Config, environment: &Environment, n: u32) -> Result<Vec
         .into_iter()
         .map(|(name, script, lift)| {
             let mut policy = super::seats::scripted(environment, script, config)?;
+            policy.relieve(config.rollout.subagent.number_at(u64::MAX));
             let summary = evaluate(config, environment, policy.as_mut(), n, lift)?;
             Ok(Row { name: name.to_owned(), summary })
         })

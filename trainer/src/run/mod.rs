@@ -69,7 +69,7 @@ pub fn run(loaded: &Loaded<Config>, options: &Options, out: &mut dyn Write) -> R
         let message = "there are no training tasks: the held-out side took all".to_owned();
         return Err(RolloutError::Config { key: "tasks".to_owned(), message }.into());
     }
-    let Seats { policy, learner } = seats::configured(&environment, config)?;
+    let Seats { mut policy, learner } = seats::configured(&environment, config)?;
     trainable(config)?;
     let marker = Marker {
         run_id: config.run.name.clone(),
@@ -82,7 +82,7 @@ pub fn run(loaded: &Loaded<Config>, options: &Options, out: &mut dyn Write) -> R
     let meta = log_meta(config, &resolved, &environment, policy.as_ref(), folder.attempt);
     let mut parts = Parts {
         config,
-        policies: [Seat::Orchestrator, Seat::Subagent].map(|seat| policy.identity(seat).name),
+        policies: who_sits(config, policy.as_mut()),
         environment,
         policy,
         learning: learner.map(|learner| Learning { learner, refused_in_a_row: 0 }),
@@ -159,6 +159,18 @@ pub fn run(loaded: &Loaded<Config>, options: &Options, out: &mut dyn Write) -> R
     Ok(())
 }
 
+/// Names of the policies in both seats; of the sub-agents' all that take turns there.
+fn who_sits(config: &Config, policy: &mut dyn Policy) -> [String; 2] {
+    let subagent = &config.rollout.subagent;
+    let mut names = vec![policy.identity(Seat::Subagent).name];
+    for (i, later) in subagent.later.iter().enumerate() {
+        policy.relieve(i + 1);
+        names.push(format!("{} from step {}", policy.identity(Seat::Subagent).name, later.from_step));
+    }
+    policy.relieve(0);
+    [policy.identity(Seat::Orchestrator).name, names.join(", ")]
+}
+
 fn unix_seconds() -> f64 {
     jiff::Timestamp::now().as_duration().as_secs_f64()
 }
@@ -189,6 +201,7 @@ impl Parts<'_> {
         let specs = self.environment.training_specs(self.config, step);
         let rules = &self.environment.rules;
         let policy = self.policy.as_mut();
+        policy.relieve(self.config.rollout.subagent.number_at(step));
         let mut progress = |p| show.rollout(p);
         let batch = run_batch(self.config, &self.environment, rules, policy, &specs, step, &mut progress)?;
         self.log.write_step(&self.log_meta, step as u32, &batch.records)?;
@@ -221,7 +234,9 @@ impl Parts<'_> {
         self.checkpoints.write(&state, learner, &self.environment.tokenizer_json, keep_last)
     }
 
-    fn evaluate(&mut self) -> Result<Summary, TrainerError> {
+    /// On held-out tasks, with the sub-agents of a training step.
+    fn evaluate(&mut self, step: u64) -> Result<Summary, TrainerError> {
+        self.policy.relieve(self.config.rollout.subagent.number_at(step));
         let n = self.config.run.final_eval_tasks;
         eval::evaluate(self.config, &self.environment, self.policy.as_mut(), n, false)
     }
@@ -231,7 +246,7 @@ impl Parts<'_> {
         if self.learning.is_none() || self.config.run.final_eval_tasks == 0 {
             return Ok(None);
         }
-        let summary = self.evaluate()?;
+        let summary = self.evaluate(0)?;
         let row = Row { name: "start".to_owned(), summary };
         write_json(&self.folder.path().join(START), &row)?;
         Ok(Some(row.summary))
@@ -245,7 +260,7 @@ impl Parts<'_> {
             rows.extend(serde_json::from_value(read_json(&start)?));
         }
         let name = if self.learning.is_some() { "end" } else { "this run's policy" };
-        rows.push(Row { name: name.to_owned(), summary: self.evaluate()? });
+        rows.push(Row { name: name.to_owned(), summary: self.evaluate(u64::MAX)? });
         rows.extend(eval::experts(self.config, &self.environment, self.config.run.final_eval_tasks)?);
         write_json(&self.folder.path().join("final_eval.json"), &rows)?;
         Ok(rows)

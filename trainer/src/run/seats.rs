@@ -19,9 +19,8 @@ use crate::error::TrainerError;
 use crate::learner::Learner;
 use crate::sft::model_dir;
 
-/// The trainable set is 0; the sub-agents' frozen one is 1.
+/// The trainable set; the sub-agents' frozen ones follow it, in the order of the config.
 const ORCHESTRATOR: SetId = SetId(0);
-const SUBAGENT: SetId = SetId(1);
 
 /// Who draws turns, and who learns from them.
 pub struct Seats {
@@ -70,15 +69,15 @@ fn seated(
             seats(Box::new(Pair { orchestrator: script(*a), subagent: script(*b) }), None)
         }
         (PolicyConfig::Scripted { script: a }, PolicyConfig::Local { .. }) => {
-            let (local, _) = local(environment, config, None, Some(subagent))?;
+            let (local, _) = local(environment, config, None, true)?;
             seats(Box::new(Pair { orchestrator: script(*a), subagent: Box::new(local) }), None)
         }
         (PolicyConfig::Local { .. }, PolicyConfig::Scripted { script: b }) => {
-            let (local, learner) = local(environment, config, Some(orchestrator), None)?;
+            let (local, learner) = local(environment, config, Some(orchestrator), false)?;
             seats(Box::new(Pair { orchestrator: Box::new(local), subagent: script(*b) }), learner)
         }
         (PolicyConfig::Local { .. }, PolicyConfig::Local { .. }) => {
-            let (local, learner) = local(environment, config, Some(orchestrator), Some(subagent))?;
+            let (local, learner) = local(environment, config, Some(orchestrator), true)?;
             seats(Box::new(local), learner)
         }
     }
@@ -89,21 +88,28 @@ fn local(
     environment: &Environment,
     config: &Config,
     orchestrator: Option<&PolicyConfig>,
-    subagent: Option<&PolicyConfig>,
+    subagents: bool,
 ) -> Result<(Local, Option<Learner>), TrainerError> {
     let mut engine = Engine::new(Box::new(CpuBackend::default()), config.rollout.engine.clone())?;
     let rollout = &config.rollout;
-    let limits = [rollout.orchestrator.max_context_tokens, rollout.subagent.max_context_tokens];
     let mut seats: Vec<SeatDraw> = Vec::new();
     let mut trained = None;
-    for ((policy, set), (name, limit)) in [(orchestrator, ORCHESTRATOR), (subagent, SUBAGENT)]
+    let limit = rollout.orchestrator.max_context_tokens;
+    let mut wanted: Vec<(String, &PolicyConfig, SetId, u32)> = orchestrator
+        .map(|policy| ("orchestrator.".to_owned(), policy, ORCHESTRATOR, limit))
         .into_iter()
-        .zip(["orchestrator", "subagent"].into_iter().zip(limits))
-    {
-        let Some(PolicyConfig::Local { model, temperature }) = policy else { continue };
+        .collect();
+    if subagents {
+        for (i, policy) in rollout.subagent.policies().enumerate() {
+            let name = i.checked_sub(1).map_or("subagent.".to_owned(), |i| format!("subagent.later[{i}]."));
+            wanted.push((name, policy, SetId(1 + i as u32), rollout.subagent.max_context_tokens));
+        }
+    }
+    for (name, policy, set, limit) in wanted {
+        let PolicyConfig::Local { model, temperature } = policy else { continue };
         let read = model_dir::read(Path::new(model))?;
         let refuse = |key: &str, message: String| {
-            Err(TrainerError::Rollout(RolloutError::Config { key: format!("rollout.{name}.{key}"), message }))
+            Err(TrainerError::Rollout(RolloutError::Config { key: format!("rollout.{name}{key}"), message }))
         };
         if blake3::hash(&read.tokenizer).to_hex().as_str() != environment.dialect.hash() {
             return refuse(
@@ -141,8 +147,9 @@ fn local(
             trained = Some(learner);
         }
     }
-    let mut seats = seats.into_iter();
-    let first = seats.next().ok_or_else(|| TrainerError::Internal("no seat has a model".to_owned()))?;
-    let second = seats.next().unwrap_or_else(|| first.clone());
-    Ok((Local::new(engine, first, second, environment.dialect.special().end, 0), trained))
+    let first =
+        seats.first().cloned().ok_or_else(|| TrainerError::Internal("no seat has a model".to_owned()))?;
+    // Where a script sits in the orchestrator's seat, all models are the sub-agents'.
+    let subagents = if orchestrator.is_some() { seats.split_off(1) } else { seats };
+    Ok((Local::new(engine, first, subagents, environment.dialect.special().end, 0), trained))
 }

@@ -16,7 +16,7 @@ use parl_rollout::trajectory::record::{EpisodeRecord, TokenBranch};
 use super::SftConfig;
 use crate::error::TrainerError;
 use crate::learner::Sample;
-use crate::run::environment::{Environment, vocabulary};
+use crate::run::environment::Environment;
 
 /// Tasks whose facts a drill is made of.
 const TASKS_OF_A_DRILL: u64 = 4;
@@ -74,8 +74,8 @@ pub fn samples(
         .map(|i| {
             let first = DRILLS + (step * 1000 + i as u64) * TASKS_OF_A_DRILL;
             match choices.below(4) {
-                0 => echo(&environment.dialect, hard, &mut choices),
-                1 => labels(&environment.dialect, hard, &mut choices),
+                0 => echo(environment, hard, &mut choices),
+                1 => labels(environment, hard, &mut choices),
                 2 => drill(environment, first, hard, &mut choices),
                 _ => match reading(environment, first, &mut choices)? {
                     Some(sample) => Ok(sample),
@@ -86,13 +86,20 @@ pub fn samples(
         .collect::<Result<_, parl_rollout::RolloutError>>()?;
     let first = step * u64::from(sft.episodes_per_step);
     let count = u64::from(sft.episodes_per_step) - n_drills as u64;
-    let (mut alone, mut together): (Vec<EpisodeSpec>, Vec<EpisodeSpec>) = (Vec::new(), Vec::new());
+    let [mut alone, mut together, mut spurious] = [const { Vec::<EpisodeSpec>::new() }; 3];
     for i in 0..count {
         let spec = environment.demonstration_spec(first + i);
+        // Nothing is drawn where there are none, so that a recipe without them keeps its demonstrations.
+        if sft.spurious_share > 0.0 && choices.unit() < sft.spurious_share {
+            spurious.push(spec);
+            continue;
+        }
         let parallel = spec.task.kind != TaskKind::Deep && choices.unit() < sft.parallel_share;
         if parallel { together.push(spec) } else { alone.push(spec) }
     }
-    for (script, specs) in [(Script::Serial, alone), (Script::Parallel, together)] {
+    for (script, specs) in
+        [(Script::Serial, alone), (Script::Parallel, together), (Script::Spurious, spurious)]
+    {
         let mut policy = crate::run::seats::experts(environment, script);
         for record in run(sft, environment, policy.as_mut(), specs)? {
             let counted = choices.unit() < sft.habit_share;
@@ -276,12 +283,15 @@ fn drill(
 
 /// Any words of the vocabulary, said again in their order; the loss is on all but the first time. What followed a word
 /// before follows it again: the first thing to learn of looking up, and the only one with a lesson in every word.
-fn echo(dialect: &Dialect, hard: f64, choices: &mut Choices) -> Result<Sample, parl_rollout::RolloutError> {
-    let vocabulary = vocabulary();
-    let words: Vec<&String> = vocabulary.iter().filter(|w| w.len() > 2).collect();
+fn echo(
+    environment: &Environment,
+    hard: f64,
+    choices: &mut Choices,
+) -> Result<Sample, parl_rollout::RolloutError> {
+    let words = content_words(environment);
     let mut once = Vec::new();
     for _ in 0..3 + choices.below(2 + (hard * 40.0) as usize) {
-        once.extend(dialect.encode_text(words[choices.below(words.len())])?);
+        once.extend(environment.dialect.encode_text(words[choices.below(words.len())])?);
     }
     let mut sample = Sample::default();
     for round in 0..3 {
@@ -297,9 +307,12 @@ fn facts_of_a_drill(hard: f64, choices: &mut Choices) -> usize {
 }
 
 /// As [`drill`], with labels and any words of the vocabulary: a lookup that no knowledge of names or values helps with.
-fn labels(dialect: &Dialect, hard: f64, choices: &mut Choices) -> Result<Sample, parl_rollout::RolloutError> {
-    let vocabulary = vocabulary();
-    let words: Vec<&String> = vocabulary.iter().filter(|w| w.len() > 2).collect();
+fn labels(
+    environment: &Environment,
+    hard: f64,
+    choices: &mut Choices,
+) -> Result<Sample, parl_rollout::RolloutError> {
+    let words = content_words(environment);
     let mut facts: Vec<(String, String)> = (1..=24)
         .map(|label| {
             let (a, b) = (words[choices.below(words.len())], words[choices.below(words.len())]);
@@ -308,7 +321,12 @@ fn labels(dialect: &Dialect, hard: f64, choices: &mut Choices) -> Result<Sample,
         .collect();
     choices.shuffle(&mut facts);
     facts.truncate(facts_of_a_drill(hard, choices));
-    said_again(dialect, facts, choices)
+    said_again(&environment.dialect, facts, choices)
+}
+
+/// The words that are neither marks nor particles nor labels; there are always some, the generated world's.
+fn content_words(environment: &Environment) -> Vec<&str> {
+    environment.words.iter().map(String::as_str).filter(|w| w.len() > 2).collect()
 }
 
 /// Keys and what belongs to them, three times, each time in another order; the loss is on what belongs to a key from

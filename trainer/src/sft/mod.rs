@@ -35,6 +35,10 @@ pub struct SftConfig {
     /// Share of parallel demonstrations whose decision to make a sub-agent is learned too: the habit to start from.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub habit_share: f64,
+    /// Share of all demonstrations that begin with assignments that ask for nothing, and then work alone: spurious
+    /// parallelism to start from, for ablations.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub spurious_share: f64,
     /// Share of the sub-agents' contexts that are learned from.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub subagent_share: f64,
@@ -79,6 +83,7 @@ impl Default for SftConfig {
             episodes_per_step: 64,
             parallel_share: 0.6,
             habit_share: 0.05,
+            spurious_share: 0.0,
             subagent_share: 0.2,
             drill_share: 0.5,
             drill_until: 0.4,

@@ -37,6 +37,8 @@ pub enum Script {
     Human,
     /// Makes many assignments that have nothing to do with the task.
     Spammer,
+    /// Makes a few different assignments that ask for nothing, then works alone: parallel in looks only.
+    Spurious,
     /// Does something at random.
     Random,
 }
@@ -49,6 +51,7 @@ impl Script {
             Self::Parallel => "parallel",
             Self::Human => "human",
             Self::Spammer => "spammer",
+            Self::Spurious => "spurious",
             Self::Random => "random",
         }
     }
@@ -109,6 +112,7 @@ pub(crate) fn say(script: Script, seat: Seat, view: View<'_>) -> Say {
             orchestrators::delegate(view, orchestrators::Delegate::Everything)
         }
         (Seat::Orchestrator, Script::Spammer) => orchestrators::spammer(view),
+        (Seat::Orchestrator, Script::Spurious) => orchestrators::spurious(view),
     }
 }
 

@@ -92,6 +92,16 @@ pub(super) fn spammer(view: View<'_>) -> Say {
     Say { text: String::new(), calls }
 }
 
+/// Assigns bare labels, which no sub-agent can do anything with, then works as [`serial`] does.
+pub(super) fn spurious(view: View<'_>) -> Say {
+    if view.forced_answer || view.messages.iter().any(|m| !m.calls.is_empty()) {
+        return serial(view);
+    }
+    let mut calls = vec![Call::new(CREATE, &[AGENT_NAME, AGENT_PROMPT])];
+    calls.extend((1..=4).map(|label| Call::new(ASSIGN, &[AGENT_NAME, &format!("n{label}")])));
+    Say { text: String::new(), calls }
+}
+
 /// Does one of a handful of things, drawn from the agent's random stream.
 pub(super) fn random(view: View<'_>, seat: Seat) -> Say {
     let turn = view.messages.iter().filter(|m| m.role == Role::Assistant).count() as u32;
