@@ -198,10 +198,8 @@ impl Side {
         done.phases.forward = report.forward_seconds;
         done.phases.backward = report.backward_seconds;
         done.phases.optimizer = report.optimizer_seconds;
-        done.phases.learner_rest = report.seconds
-            - report.forward_seconds
-            - report.backward_seconds
-            - report.optimizer_seconds;
+        done.phases.learner_rest =
+            report.seconds - report.forward_seconds - report.backward_seconds - report.optimizer_seconds;
         Ok(())
     }
 
