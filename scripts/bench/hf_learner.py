@@ -33,7 +33,7 @@ def update(given):
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return {"trained_tokens": logp.numel()}
+    return {"trained_tokens": logp.numel(), "phases": {}}
 
 
 serve(work["repetitions"], given, update, versions=versions("torch", "transformers"))
