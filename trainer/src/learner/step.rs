@@ -60,6 +60,12 @@ pub struct StepReport {
     pub computed_tokens: usize,
     /// Seconds.
     pub seconds: f64,
+    /// Of them: forward passes up to the loss, and backward passes, as means over the workers.
+    pub forward_seconds: f64,
+    /// See `forward_seconds`.
+    pub backward_seconds: f64,
+    /// Of them: the optimizer, QK-Clip included.
+    pub optimizer_seconds: f64,
 }
 
 /// A model that is trained.
@@ -85,6 +91,8 @@ struct Micro {
     worst: f64,
     outside: (f64, f64),
     tokens: usize,
+    forward_seconds: f64,
+    backward_seconds: f64,
 }
 
 impl Learner {
@@ -191,6 +199,7 @@ impl Learner {
                 .collect()
         });
         let mut report = StepReport::default();
+        let workers = self.workers.current_num_threads() as f64;
         let mut grads: BTreeMap<String, Tensor> = BTreeMap::new();
         // In the order of the batches, whoever was done first.
         for micro in results {
@@ -202,6 +211,8 @@ impl Learner {
             report.clipped_low += micro.outside.0;
             report.clipped_high += micro.outside.1;
             report.trained_tokens += micro.tokens;
+            report.forward_seconds += micro.forward_seconds / workers;
+            report.backward_seconds += micro.backward_seconds / workers;
             for (name, grad) in micro.grads {
                 match grads.get_mut(&name) {
                     Some(sum) => *sum = &*sum + grad,
@@ -229,6 +240,7 @@ impl Learner {
                 *grad = &*grad * scale;
             }
         }
+        let moving = Instant::now();
         let (optimizer, params) = (&mut self.optimizer, &self.params);
         let shape = &self.shape;
         guarded(|| optimizer.update(params, &grads, lr, &|name| shape.part_rows(name)))?;
@@ -243,6 +255,7 @@ impl Learner {
                 qk_clip::clip(&self.shape, &self.params, &peaks, limit)
             })?;
         }
+        report.optimizer_seconds = moving.elapsed().as_secs_f64();
         self.version += 1;
         report.seconds = started.elapsed().as_secs_f64();
         Ok(report)
@@ -391,6 +404,7 @@ fn backward(
     weights: &[Vec<f32>],
     objective: Objective,
 ) -> Micro {
+    let started = Instant::now();
     let places = Places::of(samples, batch, weights);
     let h = hidden(shape, &leaves, &places.tokens);
     let (logp, entropy) =
@@ -398,7 +412,9 @@ fn backward(
     let tokens =
         Tokens { logp: &logp, old: &places.old, advantage: &places.advantage, weight: &places.weight };
     let loss = objective.loss(&tokens);
+    let forward_seconds = started.elapsed().as_secs_f64();
     loss.backward();
+    let backward_seconds = started.elapsed().as_secs_f64() - forward_seconds;
     let number = |t: &Tensor| t.to_kind(Kind::Double).sum(None).double_value(&[]);
     let (kl, worst, outside) = tch::no_grad(|| {
         let log_ratio = (&logp - &places.old).to_kind(Kind::Double);
@@ -417,6 +433,8 @@ fn backward(
         worst,
         outside,
         tokens,
+        forward_seconds,
+        backward_seconds,
         grads: grads.collect(),
     }
 }
