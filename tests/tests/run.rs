@@ -70,7 +70,7 @@ fn sub_agents_are_relieved_at_their_step_and_after_a_resume_too() {
     let folder = Folder::new().unwrap();
     let first = root().join("configs/warm_start").display().to_string();
     let init = format!("sft.init={first}");
-    let other = ["sft", "--out", "other", &init, "sft.steps=1", "sft.episodes_per_step=1"];
+    let other = ["sft", "--out", "other", &init, "sft.steps=2", "sft.episodes_per_step=1"];
     assert_eq!(folder.trainer(&other).unwrap().code, 0);
     let subagent = |model: &str| format!("{{type: local, model: {model}, temperature: 0.6}}");
     let seats = [
