@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Assignment;
-use crate::advantage::Baseline;
+use crate::advantage::{Baseline, Rule, Scale};
 use crate::finish::r_finish;
 use crate::metrics::Score;
 use crate::parallel::r_parallel;
@@ -52,8 +52,10 @@ pub struct RewardsConfig {
     pub n_cap: u32,
     /// How a task's score becomes r_perf.
     pub perf: Perf,
-    /// What a reward is compared with.
-    pub baseline: Baseline,
+    /// What a reward is compared with; `null` takes what the objective names (docs/objectives.md).
+    pub baseline: Option<Baseline>,
+    /// What the difference is divided by; `null` takes what the objective names.
+    pub scale: Option<Scale>,
 }
 
 impl Default for RewardsConfig {
@@ -66,7 +68,8 @@ impl Default for RewardsConfig {
             lambda_sum_limit: 0.2,
             n_cap: 4,
             perf: Perf::Metric,
-            baseline: Baseline::Mean,
+            baseline: None,
+            scale: None,
         }
     }
 }
@@ -94,6 +97,11 @@ impl RewardsConfig {
             RewardForm::Blog => 0.0,
         };
         Lambdas { parallel: self.lambda_parallel.at(step), finish }
+    }
+
+    /// How rewards become advantages; a choice that nobody made is K2.5's: the mean, and no scale.
+    pub fn rule(&self) -> Rule {
+        Rule { baseline: self.baseline.unwrap_or_default(), scale: self.scale.unwrap_or_default() }
     }
 
     /// Scores an episode at a training step.

@@ -21,6 +21,9 @@ PARTS = ("r_perf", "r_parallel", "r_finish")
 KEY = ["train_step", "episode_id"]
 GROUP = ["train_step", "group_id"]
 
+STD_EPSILON = 1e-6
+"""Added to a group's standard deviation before advantages are divided by it."""
+
 EXPONENTIAL_REST = 1e-3
 """What is left of an exponential schedule's way just before its end."""
 
@@ -40,19 +43,23 @@ class RewardRules:
     """Different prompts in one stage that earn all of r_parallel."""
     baseline: str
     """`mean` of the group, or `leave_one_out`: the mean of the others."""
+    scale: str = "none"
+    """What the difference is divided by: nothing (`none`) or the group's standard deviation (`std`)."""
 
     def __post_init__(self) -> None:
         if self.form not in ("k25", "blog"):
             raise ValueError(f"form: {self.form!r} is neither 'k25' nor 'blog'")
         if self.baseline not in ("mean", "leave_one_out"):
             raise ValueError(f"baseline: {self.baseline!r} is neither 'mean' nor 'leave_one_out'")
+        if self.scale not in ("none", "std"):
+            raise ValueError(f"scale: {self.scale!r} is neither 'none' nor 'std'")
         for schedule in (self.lambda_parallel, self.lambda_finish):
             lambda_at(schedule, 0)
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> RewardRules:
-        """The rules of a resolved config."""
-        section = config["rewards"]
+        """The rules of a resolved config; one from before there was a scale has none."""
+        section = {"scale": "none", **config["rewards"]}
         return cls(**{name: section[name] for name in cls.__dataclass_fields__})
 
     def lambdas(self, step: int) -> tuple[float, float]:
@@ -147,19 +154,25 @@ def score(episodes: pl.DataFrame, agents: pl.DataFrame, rules: RewardRules) -> p
     names = [part.removeprefix("r_") for part in PARTS]
     frame = frame.with_columns((pl.col(f"raw_{n}") * pl.col(f"weight_{n}")).alias(f"value_{n}") for n in names)
     perf, parallel, finish = (pl.col(f"value_{n}") for n in names)
-    return advantages(frame.with_columns((perf + parallel + finish).alias("reward")), rules.baseline)
+    rewarded = frame.with_columns((perf + parallel + finish).alias("reward"))
+    return advantages(rewarded, rules.baseline, rules.scale)
 
 
-def advantages(frame: pl.DataFrame, baseline: str) -> pl.DataFrame:
+def advantages(frame: pl.DataFrame, baseline: str, scale: str = "none") -> pl.DataFrame:
     """Adds (or replaces) `baseline`, `advantage` and `zero_variance`, from `reward` within each group. A group whose
     rewards are all equal, or that has one episode, teaches nothing: its advantages are 0."""
     reward, n = pl.col("reward"), pl.len().over(GROUP)
     total = reward.sum().over(GROUP)
     compared = total / n if baseline == "mean" else (total - reward) / (n.cast(pl.Int64) - 1)
     equal = reward.n_unique().over(GROUP) == 1
+    difference = reward - pl.col("baseline")
+    if scale == "std":
+        # Of the rewards, with n − 1; a group of one has none.
+        deviation = reward.std(ddof=1).over(GROUP).fill_null(0.0)
+        difference = pl.when("zero_variance").then(0.0).otherwise(difference / (deviation + STD_EPSILON))
     return frame.with_columns(
         equal.alias("zero_variance"), pl.when(equal).then(reward).otherwise(compared).alias("baseline")
-    ).with_columns((reward - pl.col("baseline")).alias("advantage"))
+    ).with_columns(difference.alias("advantage"))
 
 
 def order_pairs(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:

@@ -4,6 +4,7 @@ it makes under other rules. It also feeds the Python broken logs and hostile tex
 Usage: check_recomputation.py RUN; `PARL_TRAINER` names the trainer's binary.
 """
 
+import itertools
 import json
 import os
 import pathlib
@@ -41,6 +42,15 @@ VARIANTS = {
         "rewards.lambda_finish={type: constant, value: 0.3}",
     ],
     "leave one out": ["rewards.baseline=leave_one_out", f"rewards.lambda_parallel={LINE}"],
+    "over the spread": ["rewards.scale=std", f"rewards.lambda_parallel={LINE}"],
+    "others, over the spread": [
+        "rewards.scale=std",
+        "rewards.baseline=leave_one_out",
+        f"rewards.lambda_finish={LINE}",
+    ],
+    # What nobody chose is what the objective names.
+    "as GRPO": ["learner.objective={type: grpo}", f"rewards.lambda_parallel={LINE}"],
+    "as RLOO": ["learner.objective={type: rloo}"],
     "wide cap": ["rewards.n_cap=11", f"rewards.lambda_parallel={LINE}"],
     "blog": ["rewards.form=blog", f"rewards.lambda_parallel={LINE}", "rewards.baseline=leave_one_out"],
     "blog, stages": [
@@ -117,8 +127,8 @@ def check_advantages_of_tokens(run: parl_log.Run) -> None:
 def check_corners() -> None:
     """What runs seldom hold: equal rewards whose mean rounds, a group of one, copies of one order."""
     equal = pl.DataFrame({"train_step": [0] * 8, "group_id": [*"aaaaaaab"], "reward": [0.1] * 8})
-    for baseline in ("mean", "leave_one_out"):
-        found = parl_rewards.advantages(equal, baseline)
+    for baseline, scale in itertools.product(("mean", "leave_one_out"), ("none", "std")):
+        found = parl_rewards.advantages(equal, baseline, scale)
         assert found["zero_variance"].all() and found["advantage"].to_list() == [0.0] * 8, found
     agents = pl.DataFrame(
         {
@@ -219,7 +229,7 @@ def check_refusals(scratch: pathlib.Path) -> None:
     assert example.folder == parl_log.EXAMPLE_RUN == parl_log.open_run().folder
 
     rules = json.loads((parl_log.EXAMPLE_RUN / "config.resolved.json").read_text())["rewards"]
-    for key, value in [("form", "k26"), ("baseline", "median"), ("lambda_finish", {"type": "linaer"})]:
+    for key, value in [("form", "k26"), ("baseline", "median"), ("scale", "range"), ("lambda_finish", {"type": "linaer"})]:
         try:
             parl_rewards.RewardRules.of({"rewards": {**rules, key: value}})
         except ValueError as error:
@@ -265,6 +275,9 @@ def main(trained: pathlib.Path) -> None:
         base = runs["linear"]
         assert base.episodes["r_parallel"].n_unique() > 2 and base.episodes["r_finish"].n_unique() > 2
         assert not base.metrics["frac_reward_zero_std"].is_in([0.0, 1.0]).all()
+        named = {name: (run.config["rewards"]["baseline"], run.config["rewards"]["scale"]) for name, run in runs.items()}
+        assert named["linear"] == ("mean", "none") and named["as GRPO"] == ("mean", "std"), named
+        assert named["as RLOO"] == ("leave_one_out", "none"), named
         for run in runs.values():
             rules = parl_rewards.RewardRules.of(run.config)
             again = parl_rewards.score(base.episodes, base.agents, rules)

@@ -131,8 +131,8 @@ pub fn run(loaded: &Loaded<Config>, options: &Options, out: &mut dyn Write) -> R
         for note in notes {
             show.line(&note).map_err(closed)?;
         }
-        if let Some(Learned::Refused(why)) = &learned {
-            show.line(&format!("step {}: no update: {why}", step + 1)).map_err(closed)?;
+        for why in learned.iter().flat_map(|learned| &learned.refused) {
+            show.line(&format!("step {}: {why}", step + 1)).map_err(closed)?;
         }
         if step == first || step + 1 == stop {
             ends.push(Row { name: format!("step {}", step + 1), summary: Summary::of(&batch.records) });

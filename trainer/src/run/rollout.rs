@@ -96,7 +96,7 @@ pub fn score(
         let mut scored: Vec<Scored> =
             members.iter().map(|i| score_one(config, step, &records[*i], &tasks[*i])).collect();
         let rewards: Vec<f64> = scored.iter().map(|s| s.reward).collect();
-        let compared = group_advantages(&rewards, config.baseline);
+        let compared = group_advantages(&rewards, config.rule());
         batch.zero_variance_groups += usize::from(compared.zero_variance);
         for ((i, scored), advantage) in members.iter().zip(&mut scored).zip(compared.advantages) {
             scored.advantage = Some(advantage);
