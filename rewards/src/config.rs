@@ -10,6 +10,7 @@ use crate::metrics::Score;
 use crate::parallel::r_parallel;
 use crate::schedule::Schedule;
 use crate::shaping::{Component, Lambdas, Parts, RewardForm, shape, total};
+use crate::toggle::Toggle;
 
 /// Widest bound on λ1 + λ2 (method §2, bound i): below 1, so that bonuses alone never reach a solved task's reward.
 const LARGEST_SUM_LIMIT: f64 = 0.6;
@@ -56,6 +57,8 @@ pub struct RewardsConfig {
     pub baseline: Option<Baseline>,
     /// What the difference is divided by; `null` takes what the objective names.
     pub scale: Option<Scale>,
+    /// Bounds the orchestrator's tokens in every other stretch of steps (docs/objectives.md); `null` leaves it out.
+    pub toggle: Option<Toggle>,
 }
 
 impl Default for RewardsConfig {
@@ -70,6 +73,7 @@ impl Default for RewardsConfig {
             perf: Perf::Metric,
             baseline: None,
             scale: None,
+            toggle: None,
         }
     }
 }
@@ -156,6 +160,8 @@ impl RewardsConfig {
             let message = format!("{success_weight} is not between 0 and 1");
             issues.push(("perf.success_weight".to_owned(), message));
         }
+        let toggle = self.toggle.iter().flat_map(Toggle::issues);
+        issues.extend(toggle.map(|(key, m)| (format!("toggle.{key}"), m)));
         if issues.is_empty() {
             issues.extend(self.sum_issue().map(|message| ("lambda_parallel".to_owned(), message)));
         }

@@ -15,14 +15,17 @@ import polars as pl
 Schedule = dict[str, Any]
 """A weight over training steps, as in configs: `{"type": "linear", "from": 0.1, "to": 0.0, "steps": 90}`."""
 
-PARTS = ("r_perf", "r_parallel", "r_finish")
-"""The components, in the order in which they are summed."""
+PARTS = ("r_perf", "r_parallel", "r_finish", "r_budget")
+"""The components, in the order in which they are summed; the last one is 0 where there is no toggle."""
 
 KEY = ["train_step", "episode_id"]
 GROUP = ["train_step", "group_id"]
 
 STD_EPSILON = 1e-6
 """Added to a group's standard deviation before advantages are divided by it."""
+
+BUDGET_ROUNDING = 1e-9
+"""Slack of a group's mean reward against the toggle's limit."""
 
 EXPONENTIAL_REST = 1e-3
 """What is left of an exponential schedule's way just before its end."""
@@ -45,6 +48,8 @@ class RewardRules:
     """`mean` of the group, or `leave_one_out`: the mean of the others."""
     scale: str = "none"
     """What the difference is divided by: nothing (`none`) or the group's standard deviation (`std`)."""
+    toggle: dict[str, Any] | None = None
+    """Bounds the orchestrator's tokens in every other phase, as in configs; None leaves it out."""
 
     def __post_init__(self) -> None:
         if self.form not in ("k25", "blog"):
@@ -58,8 +63,8 @@ class RewardRules:
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> RewardRules:
-        """The rules of a resolved config; one from before there was a scale has none."""
-        section = {"scale": "none", **config["rewards"]}
+        """The rules of a resolved config; one from before there were a scale and a toggle has none."""
+        section = {"scale": "none", "toggle": None, **config["rewards"]}
         return cls(**{name: section[name] for name in cls.__dataclass_fields__})
 
     def lambdas(self, step: int) -> tuple[float, float]:
@@ -151,11 +156,36 @@ def score(episodes: pl.DataFrame, agents: pl.DataFrame, rules: RewardRules) -> p
         pl.col("λ1").alias("weight_parallel"),
         pl.col("λ2").alias("weight_finish"),
     ).drop("r_parallel", "r_finish", "λ1", "λ2")
-    names = [part.removeprefix("r_") for part in PARTS]
+    names = [part.removeprefix("r_") for part in PARTS[:3]]
     frame = frame.with_columns((pl.col(f"raw_{n}") * pl.col(f"weight_{n}")).alias(f"value_{n}") for n in names)
     perf, parallel, finish = (pl.col(f"value_{n}") for n in names)
-    rewarded = frame.with_columns((perf + parallel + finish).alias("reward"))
+    frame = frame.with_columns((perf + parallel + finish).alias("raw_budget"))
+    frame = budgeted(frame, agents, rules.toggle).with_columns(
+        (pl.col("raw_budget") * pl.col("weight_budget")).alias("value_budget")
+    )
+    rewarded = frame.with_columns((pl.col("raw_budget") + pl.col("value_budget")).alias("reward"))
     return advantages(rewarded, rules.baseline, rules.scale)
+
+
+def budgeted(frame: pl.DataFrame, agents: pl.DataFrame, toggle: dict[str, Any] | None) -> pl.DataFrame:
+    """Adds `weight_budget`: −1 where all of an episode's reward is taken away, 0 elsewhere. The budgets are measured on
+    the first steps, which must be in `frame`."""
+    if toggle is None:
+        return frame.with_columns(pl.lit(0.0).alias("weight_budget"))
+    # The orchestrator's own tokens, and the budget of its class of tasks: a nearest rank.
+    drawn = agents.filter(pl.col("agent_idx") == 0).select(*KEY, pl.col("tokens_out").alias("drawn"))
+    frame = frame.join(drawn, on=KEY, how="left", maintain_order="left")
+    task = ["task_kind", "n_items"]
+    measured = frame.filter(pl.col("success") & (pl.col("train_step") < toggle["estimate_steps"]))
+    rank = (pl.len() * toggle["percentile"]).ceil().cast(pl.Int64).clip(lower_bound=1) - 1
+    budgets = measured.group_by(task).agg(pl.col("drawn").sort().get(rank).alias("budget"))
+    frame = frame.join(budgets, on=task, how="left", maintain_order="left")
+    step = pl.col("train_step").cast(pl.Int64)
+    binds = (step >= toggle["estimate_steps"]) & (step // toggle["phase_steps"] % 2 == 0)
+    well = pl.col("raw_budget").mean().over(GROUP) >= toggle["mean_limit"] - BUDGET_ROUNDING
+    over = (pl.col("drawn") > pl.col("budget")).fill_null(False)
+    weight = pl.when(binds & well & over).then(-1.0).otherwise(0.0)
+    return frame.with_columns(weight.alias("weight_budget")).drop("drawn", "budget")
 
 
 def advantages(frame: pl.DataFrame, baseline: str, scale: str = "none") -> pl.DataFrame:

@@ -70,6 +70,13 @@ pub fn line(
         line.insert(format!("parl/num_subagents/{kind}"), json!(figures.agents));
         line.insert(format!("parl/critical_steps/{kind}"), json!(figures.critical_steps));
     }
+    if let Some(toggled) = &batch.toggled {
+        let scored = all.episodes.max(1) as f64;
+        line.insert("parl/r_budget/mean".to_owned(), json!(toggled.taken / scored));
+        line.insert("parl/budget_binds".to_owned(), json!(u8::from(toggled.binds)));
+        line.insert("parl/over_budget/mean".to_owned(), json!(toggled.over as f64 / scored));
+        line.insert("parl/orchestrator_tokens/mean".to_owned(), json!(toggled.tokens as f64 / scored));
+    }
     if let Some(refused) = learned.map(|learned| &learned.refused).filter(|refused| !refused.is_empty()) {
         line.insert("optim/refused".to_owned(), json!(refused.join("; ")));
     }

@@ -11,6 +11,7 @@ pub mod seats;
 mod show;
 pub mod stored;
 pub mod summary;
+mod toggle;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -35,6 +36,7 @@ use rollout::{Batch, run_batch};
 use seats::Seats;
 use show::Show;
 use summary::Summary;
+use toggle::Toggle;
 
 /// Held-out figures from before the first step, for the table at the end.
 const START: &str = "start_eval.json";
@@ -85,6 +87,7 @@ pub fn run(loaded: &Loaded<Config>, options: &Options, out: &mut dyn Write) -> R
         policies: [Seat::Orchestrator, Seat::Subagent].map(|seat| policy.identity(seat).name),
         environment,
         policy,
+        toggle: Toggle::of(&config.rewards),
         learning: learner.map(|learner| Learning { learner, refused_in_a_row: 0 }),
         log: TrajectoryLog::new(folder.path()),
         log_meta: meta,
@@ -174,6 +177,8 @@ struct Parts<'c> {
     policy: Box<dyn Policy>,
     /// None where a script sits in the orchestrator's seat.
     learning: Option<Learning>,
+    /// None where no budget of tokens is set.
+    toggle: Option<Toggle>,
     /// Who sat in the two seats at the start.
     policies: [String; 2],
     folder: RunFolder,
@@ -190,7 +195,12 @@ impl Parts<'_> {
         let rules = &self.environment.rules;
         let policy = self.policy.as_mut();
         let mut progress = |p| show.rollout(p);
-        let batch = run_batch(self.config, &self.environment, rules, policy, &specs, step, &mut progress)?;
+        let mut batch =
+            run_batch(self.config, &self.environment, rules, policy, &specs, step, &mut progress)?;
+        if let Some(toggle) = &mut self.toggle {
+            toggle.apply(&self.config.rewards, step, &mut batch);
+            toggle.measure(step, &batch.records);
+        }
         self.log.write_step(&self.log_meta, step as u32, &batch.records)?;
         let learned = match &mut self.learning {
             Some(learning) => Some(learning.update(self.config, policy, step, &batch, &show.learning())?),
