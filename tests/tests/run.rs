@@ -71,7 +71,7 @@ fn budgets_of_tokens_are_the_same_wherever_a_run_was_stopped() {
     let run = |name: &str, more: &[&str]| {
         let fixed =
             ["run", "--config", &config, "--run-dir", name, "run.final_eval_tasks=0", "run.max_steps=6"];
-        let some = ["rollout.tasks_per_step=6", "rollout.group_size=3", "rollout.subagent.outage_rate=0.3"];
+        let some = ["rollout.tasks_per_step=12", "rollout.group_size=6", "rollout.subagent.outage_rate=0.3"];
         // Steps 0 to 2 are measured, 4 and 5 are bound.
         let toggle = "rewards.toggle={estimate_steps: 3, phase_steps: 2, percentile: 0.4, mean_limit: 0.3}";
         let outcome = folder.trainer(&[&fixed[..], &some, &[toggle], more].concat()).unwrap();
