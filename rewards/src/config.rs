@@ -4,12 +4,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Assignment;
-use crate::advantage::Baseline;
+use crate::advantage::{Baseline, Rule, Scale};
 use crate::finish::r_finish;
 use crate::metrics::Score;
 use crate::parallel::r_parallel;
 use crate::schedule::Schedule;
 use crate::shaping::{Component, Lambdas, Parts, RewardForm, shape, total};
+use crate::toggle::Toggle;
 
 /// Widest bound on λ1 + λ2 (method §2, bound i): below 1, so that bonuses alone never reach a solved task's reward.
 const LARGEST_SUM_LIMIT: f64 = 0.6;
@@ -52,8 +53,12 @@ pub struct RewardsConfig {
     pub n_cap: u32,
     /// How a task's score becomes r_perf.
     pub perf: Perf,
-    /// What a reward is compared with.
-    pub baseline: Baseline,
+    /// What a reward is compared with; `null` takes what the objective names (docs/objectives.md).
+    pub baseline: Option<Baseline>,
+    /// What the difference is divided by; `null` takes what the objective names.
+    pub scale: Option<Scale>,
+    /// Bounds the orchestrator's tokens in every other stretch of steps (docs/objectives.md); `null` leaves it out.
+    pub toggle: Option<Toggle>,
 }
 
 impl Default for RewardsConfig {
@@ -66,7 +71,9 @@ impl Default for RewardsConfig {
             lambda_sum_limit: 0.2,
             n_cap: 4,
             perf: Perf::Metric,
-            baseline: Baseline::Mean,
+            baseline: None,
+            scale: None,
+            toggle: None,
         }
     }
 }
@@ -94,6 +101,11 @@ impl RewardsConfig {
             RewardForm::Blog => 0.0,
         };
         Lambdas { parallel: self.lambda_parallel.at(step), finish }
+    }
+
+    /// How rewards become advantages; a choice that nobody made is K2.5's: the mean, and no scale.
+    pub fn rule(&self) -> Rule {
+        Rule { baseline: self.baseline.unwrap_or_default(), scale: self.scale.unwrap_or_default() }
     }
 
     /// Scores an episode at a training step.
@@ -148,6 +160,8 @@ impl RewardsConfig {
             let message = format!("{success_weight} is not between 0 and 1");
             issues.push(("perf.success_weight".to_owned(), message));
         }
+        let toggle = self.toggle.iter().flat_map(Toggle::issues);
+        issues.extend(toggle.map(|(key, m)| (format!("toggle.{key}"), m)));
         if issues.is_empty() {
             issues.extend(self.sum_issue().map(|message| ("lambda_parallel".to_owned(), message)));
         }

@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod parallel;
 pub mod schedule;
 pub mod shaping;
+pub mod toggle;
 
 /// One sub-task that was assigned, as the bonuses see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

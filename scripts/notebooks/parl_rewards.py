@@ -15,11 +15,17 @@ import polars as pl
 Schedule = dict[str, Any]
 """A weight over training steps, as in configs: `{"type": "linear", "from": 0.1, "to": 0.0, "steps": 90}`."""
 
-PARTS = ("r_perf", "r_parallel", "r_finish")
-"""The components, in the order in which they are summed."""
+PARTS = ("r_perf", "r_parallel", "r_finish", "r_budget")
+"""The components, in the order in which they are summed; the last one is 0 where there is no toggle."""
 
 KEY = ["train_step", "episode_id"]
 GROUP = ["train_step", "group_id"]
+
+STD_EPSILON = 1e-6
+"""Added to a group's standard deviation before advantages are divided by it."""
+
+BUDGET_ROUNDING = 1e-9
+"""Slack of a group's mean reward against the toggle's limit."""
 
 EXPONENTIAL_REST = 1e-3
 """What is left of an exponential schedule's way just before its end."""
@@ -40,19 +46,25 @@ class RewardRules:
     """Different prompts in one stage that earn all of r_parallel."""
     baseline: str
     """`mean` of the group, or `leave_one_out`: the mean of the others."""
+    scale: str = "none"
+    """What the difference is divided by: nothing (`none`) or the group's standard deviation (`std`)."""
+    toggle: dict[str, Any] | None = None
+    """Bounds the orchestrator's tokens in every other phase, as in configs; None leaves it out."""
 
     def __post_init__(self) -> None:
         if self.form not in ("k25", "blog"):
             raise ValueError(f"form: {self.form!r} is neither 'k25' nor 'blog'")
         if self.baseline not in ("mean", "leave_one_out"):
             raise ValueError(f"baseline: {self.baseline!r} is neither 'mean' nor 'leave_one_out'")
+        if self.scale not in ("none", "std"):
+            raise ValueError(f"scale: {self.scale!r} is neither 'none' nor 'std'")
         for schedule in (self.lambda_parallel, self.lambda_finish):
             lambda_at(schedule, 0)
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> RewardRules:
-        """The rules of a resolved config."""
-        section = config["rewards"]
+        """The rules of a resolved config; one from before there were a scale and a toggle has none."""
+        section = {"scale": "none", "toggle": None, **config["rewards"]}
         return cls(**{name: section[name] for name in cls.__dataclass_fields__})
 
     def lambdas(self, step: int) -> tuple[float, float]:
@@ -144,22 +156,53 @@ def score(episodes: pl.DataFrame, agents: pl.DataFrame, rules: RewardRules) -> p
         pl.col("λ1").alias("weight_parallel"),
         pl.col("λ2").alias("weight_finish"),
     ).drop("r_parallel", "r_finish", "λ1", "λ2")
-    names = [part.removeprefix("r_") for part in PARTS]
+    names = [part.removeprefix("r_") for part in PARTS[:3]]
     frame = frame.with_columns((pl.col(f"raw_{n}") * pl.col(f"weight_{n}")).alias(f"value_{n}") for n in names)
     perf, parallel, finish = (pl.col(f"value_{n}") for n in names)
-    return advantages(frame.with_columns((perf + parallel + finish).alias("reward")), rules.baseline)
+    frame = frame.with_columns((perf + parallel + finish).alias("raw_budget"))
+    frame = budgeted(frame, agents, rules.toggle).with_columns(
+        (pl.col("raw_budget") * pl.col("weight_budget")).alias("value_budget")
+    )
+    rewarded = frame.with_columns((pl.col("raw_budget") + pl.col("value_budget")).alias("reward"))
+    return advantages(rewarded, rules.baseline, rules.scale)
 
 
-def advantages(frame: pl.DataFrame, baseline: str) -> pl.DataFrame:
+def budgeted(frame: pl.DataFrame, agents: pl.DataFrame, toggle: dict[str, Any] | None) -> pl.DataFrame:
+    """Adds `weight_budget`: −1 where all of an episode's reward is taken away, 0 elsewhere. The budgets are measured on
+    the first steps, which must be in `frame`."""
+    if toggle is None:
+        return frame.with_columns(pl.lit(0.0).alias("weight_budget"))
+    # The orchestrator's own tokens, and the budget of its class of tasks: a nearest rank.
+    drawn = agents.filter(pl.col("agent_idx") == 0).select(*KEY, pl.col("tokens_out").alias("drawn"))
+    frame = frame.join(drawn, on=KEY, how="left", maintain_order="left")
+    task = ["task_kind", "n_items"]
+    measured = frame.filter(pl.col("success") & (pl.col("train_step") < toggle["estimate_steps"]))
+    rank = (pl.len() * toggle["percentile"]).ceil().cast(pl.Int64).clip(lower_bound=1) - 1
+    budgets = measured.group_by(task).agg(pl.col("drawn").sort().get(rank).alias("budget"))
+    frame = frame.join(budgets, on=task, how="left", maintain_order="left")
+    step = pl.col("train_step").cast(pl.Int64)
+    binds = (step >= toggle["estimate_steps"]) & (step // toggle["phase_steps"] % 2 == 0)
+    well = pl.col("raw_budget").mean().over(GROUP) >= toggle["mean_limit"] - BUDGET_ROUNDING
+    over = (pl.col("drawn") > pl.col("budget")).fill_null(False)
+    weight = pl.when(binds & well & over).then(-1.0).otherwise(0.0)
+    return frame.with_columns(weight.alias("weight_budget")).drop("drawn", "budget")
+
+
+def advantages(frame: pl.DataFrame, baseline: str, scale: str = "none") -> pl.DataFrame:
     """Adds (or replaces) `baseline`, `advantage` and `zero_variance`, from `reward` within each group. A group whose
     rewards are all equal, or that has one episode, teaches nothing: its advantages are 0."""
     reward, n = pl.col("reward"), pl.len().over(GROUP)
     total = reward.sum().over(GROUP)
     compared = total / n if baseline == "mean" else (total - reward) / (n.cast(pl.Int64) - 1)
     equal = reward.n_unique().over(GROUP) == 1
+    difference = reward - pl.col("baseline")
+    if scale == "std":
+        # Of the rewards, with n − 1; a group of one has none.
+        deviation = reward.std(ddof=1).over(GROUP).fill_null(0.0)
+        difference = pl.when("zero_variance").then(0.0).otherwise(difference / (deviation + STD_EPSILON))
     return frame.with_columns(
         equal.alias("zero_variance"), pl.when(equal).then(reward).otherwise(compared).alias("baseline")
-    ).with_columns((reward - pl.col("baseline")).alias("advantage"))
+    ).with_columns(difference.alias("advantage"))
 
 
 def order_pairs(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:

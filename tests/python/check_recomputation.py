@@ -4,6 +4,7 @@ it makes under other rules. It also feeds the Python broken logs and hostile tex
 Usage: check_recomputation.py RUN; `PARL_TRAINER` names the trainer's binary.
 """
 
+import itertools
 import json
 import os
 import pathlib
@@ -41,6 +42,19 @@ VARIANTS = {
         "rewards.lambda_finish={type: constant, value: 0.3}",
     ],
     "leave one out": ["rewards.baseline=leave_one_out", f"rewards.lambda_parallel={LINE}"],
+    "over the spread": ["rewards.scale=std", f"rewards.lambda_parallel={LINE}"],
+    "others, over the spread": [
+        "rewards.scale=std",
+        "rewards.baseline=leave_one_out",
+        f"rewards.lambda_finish={LINE}",
+    ],
+    # What nobody chose is what the objective names.
+    "as GRPO": ["learner.objective={type: grpo}", f"rewards.lambda_parallel={LINE}"],
+    "as RLOO": ["learner.objective={type: rloo}"],
+    "toggle": [
+        "rewards.toggle={phase_steps: 2, mean_limit: 0.5, percentile: 0.5, estimate_steps: 4}",
+        f"rewards.lambda_parallel={LINE}",
+    ],
     "wide cap": ["rewards.n_cap=11", f"rewards.lambda_parallel={LINE}"],
     "blog": ["rewards.form=blog", f"rewards.lambda_parallel={LINE}", "rewards.baseline=leave_one_out"],
     "blog, stages": [
@@ -67,14 +81,19 @@ def compare(scored: pl.DataFrame, run: parl_log.Run) -> float:
     episodes = run.episodes.filter(pl.col("reward").is_not_null())
     assert scored["episode_id"].to_list() == episodes["episode_id"].to_list()
     both = scored.join(episodes, on=parl_rewards.KEY, suffix="_logged", maintain_order="left")
-    for part, name in [("r_perf", "perf"), ("r_parallel", "parallel"), ("r_finish", "finish")]:
+    names = ["perf", "parallel", "finish"]
+    if run.config["rewards"].get("toggle"):
+        names.append("budget")
+    else:
+        assert "r_budget" not in run.rewards["component"] and (scored["weight_budget"] == 0).all()
+    for part, name in [(f"r_{name}", name) for name in names]:
         rows = run.rewards.filter(pl.col("component") == part)
         values = [pl.col(c).alias(f"{c}_{name}_logged") for c in ("raw", "weight", "value")]
         rows = rows.select(*parl_rewards.KEY, *values)
         both = both.join(rows, on=parl_rewards.KEY, how="left", maintain_order="left")
     assert both.select((pl.col("stage") == pl.col("stage_logged")).all()).item()
     columns = ["reward", "advantage"]
-    columns += [f"{c}_{name}" for c in ("raw", "weight", "value") for name in ("perf", "parallel", "finish")]
+    columns += [f"{c}_{name}" for c in ("raw", "weight", "value") for name in names]
     pairs = [(c, f"{c}_logged") for c in columns]
     # The episodes table has the bonuses and weights too.
     pairs += [("raw_parallel", "r_parallel"), ("raw_finish", "r_finish")]
@@ -117,8 +136,8 @@ def check_advantages_of_tokens(run: parl_log.Run) -> None:
 def check_corners() -> None:
     """What runs seldom hold: equal rewards whose mean rounds, a group of one, copies of one order."""
     equal = pl.DataFrame({"train_step": [0] * 8, "group_id": [*"aaaaaaab"], "reward": [0.1] * 8})
-    for baseline in ("mean", "leave_one_out"):
-        found = parl_rewards.advantages(equal, baseline)
+    for baseline, scale in itertools.product(("mean", "leave_one_out"), ("none", "std")):
+        found = parl_rewards.advantages(equal, baseline, scale)
         assert found["zero_variance"].all() and found["advantage"].to_list() == [0.0] * 8, found
     agents = pl.DataFrame(
         {
@@ -219,7 +238,7 @@ def check_refusals(scratch: pathlib.Path) -> None:
     assert example.folder == parl_log.EXAMPLE_RUN == parl_log.open_run().folder
 
     rules = json.loads((parl_log.EXAMPLE_RUN / "config.resolved.json").read_text())["rewards"]
-    for key, value in [("form", "k26"), ("baseline", "median"), ("lambda_finish", {"type": "linaer"})]:
+    for key, value in [("form", "k26"), ("baseline", "median"), ("scale", "range"), ("lambda_finish", {"type": "linaer"})]:
         try:
             parl_rewards.RewardRules.of({"rewards": {**rules, key: value}})
         except ValueError as error:
@@ -265,6 +284,11 @@ def main(trained: pathlib.Path) -> None:
         base = runs["linear"]
         assert base.episodes["r_parallel"].n_unique() > 2 and base.episodes["r_finish"].n_unique() > 2
         assert not base.metrics["frac_reward_zero_std"].is_in([0.0, 1.0]).all()
+        named = {name: (run.config["rewards"]["baseline"], run.config["rewards"]["scale"]) for name, run in runs.items()}
+        assert named["linear"] == ("mean", "none") and named["as GRPO"] == ("mean", "std"), named
+        taken = runs["toggle"].rewards.filter((pl.col("component") == "r_budget") & (pl.col("value") < 0))
+        assert taken["train_step"].unique().sort().to_list() == [4, 5, 8, 9], taken
+        assert named["as RLOO"] == ("leave_one_out", "none"), named
         for run in runs.values():
             rules = parl_rewards.RewardRules.of(run.config)
             again = parl_rewards.score(base.episodes, base.agents, rules)

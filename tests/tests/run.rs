@@ -118,6 +118,37 @@ fn sub_agents_are_relieved_at_their_step_and_after_a_resume_too() {
 }
 
 #[test]
+fn budgets_of_tokens_are_the_same_wherever_a_run_was_stopped() {
+    let folder = Folder::new().unwrap();
+    let config = config();
+    let run = |name: &str, more: &[&str]| {
+        let fixed =
+            ["run", "--config", &config, "--run-dir", name, "run.final_eval_tasks=0", "run.max_steps=6"];
+        let some = ["rollout.tasks_per_step=12", "rollout.group_size=6", "rollout.subagent.outage_rate=0.3"];
+        // Steps 0 to 2 are measured, 4 and 5 are bound.
+        let toggle = "rewards.toggle={estimate_steps: 3, phase_steps: 2, percentile: 0.4, mean_limit: 0.3}";
+        let outcome = folder.trainer(&[&fixed[..], &some, &[toggle], more].concat()).unwrap();
+        assert_eq!(outcome.code, 0, "{}", outcome.err);
+    };
+    let rows = |name: &str| -> Vec<String> {
+        let hash = |step| manifest(&folder.join(name), step)["canonical_blake3"].as_str().unwrap().to_owned();
+        (0..6).map(hash).collect()
+    };
+    run("whole", &[]);
+    let metrics = fs::read_to_string(folder.join("whole/metrics.jsonl")).unwrap();
+    let lines: Vec<Value> = metrics.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let told = |key: &str| -> Vec<f64> { lines.iter().map(|line| line[key].as_f64().unwrap()).collect() };
+    assert_eq!(told("parl/budget_binds"), [0.0, 0.0, 0.0, 0.0, 1.0, 1.0]);
+    let taken: Vec<bool> = told("parl/r_budget/mean").iter().map(|mean| *mean < 0.0).collect();
+    assert_eq!(taken, [false, false, false, false, true, true], "{metrics}");
+    for at in ["1", "3", "5"] {
+        run("parts", &["--clean", &format!("run.stop_after_steps={at}")]);
+        run("parts", &["--resume"]);
+        assert_eq!(rows("parts"), rows("whole"), "stopped at {at}");
+    }
+}
+
+#[test]
 fn another_seed_is_another_run_and_thread_counts_change_nothing() {
     let folder = Folder::new().unwrap();
     let config = config();

@@ -69,19 +69,22 @@ fn canonical(run: &Path) -> Vec<String> {
 #[test]
 fn a_run_interrupted_at_any_step_and_resumed_has_the_bits_of_one_that_was_not() {
     let folder = with_model();
-    for objective in ["learner.muon={qk_clip: 100.0}", "learner.objective={type: grpo}"] {
-        let whole = run(&folder, "whole", &["--clean", objective, "learner.threads=2"]);
+    let grpo = ["learner.objective={type: grpo}", "learner.updates_per_step=1"];
+    let muon = ["learner.muon={qk_clip: 100.0}", "learner.updates_per_step=2"];
+    for [objective, updates] in [grpo, muon] {
+        let whole = run(&folder, "whole", &["--clean", objective, updates, "learner.threads=2"]);
         assert_eq!(whole.code, 0, "{}", whole.err);
         let (bits, rows) = (state(&folder.join("whole"), 4), canonical(&folder.join("whole")));
         let metrics = fs::read_to_string(folder.join("whole/metrics.jsonl")).unwrap();
         let line: Value = serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
         assert!(line["optim/grad_norm"].as_f64().unwrap() > 1e-3, "nothing to learn from: {line}");
         assert!(line["mismatch_kl/mean"].as_f64().unwrap() < 1e-6, "{line}");
+        assert!(updates.ends_with(&format!("={}", line["optim/updates"])), "{line}");
         for at in 1..4 {
             let stop = format!("run.stop_after_steps={at}");
-            let first = run(&folder, "parts", &["--clean", objective, &stop, "learner.threads=1"]);
+            let first = run(&folder, "parts", &["--clean", objective, updates, &stop, "learner.threads=1"]);
             assert!(first.code == 0 && first.out.contains(&format!("stopped after step {at}")), "{first:?}");
-            let second = run(&folder, "parts", &[objective, "--resume", "learner.threads=1"]);
+            let second = run(&folder, "parts", &[objective, updates, "--resume", "learner.threads=1"]);
             assert_eq!(second.code, 0, "{}", second.err);
             assert_eq!(state(&folder.join("parts"), 4), bits, "weights, stopped at {at}");
             assert_eq!(canonical(&folder.join("parts")), rows, "rows, stopped at {at}");

@@ -51,7 +51,7 @@ pub struct Completion {
     pub completion: Vec<Said>,
     /// Reward components before their weights, by name; their names are columns.
     pub rewards: Vec<(String, f64)>,
-    /// Reward less its group's baseline.
+    /// Reward less its group's baseline, over the group's scale if there is one.
     pub advantage: Option<f64>,
     /// The episode.
     pub episode_id: String,

@@ -55,7 +55,7 @@ pub struct RewardPart {
 pub struct Scored {
     /// Sum of the parts.
     pub reward: f64,
-    /// Reward less its group's baseline; `None` when it was never compared.
+    /// Reward less its group's baseline, over the group's scale if there is one; `None` when it was never compared.
     pub advantage: Option<f64>,
     /// Success (every item right).
     pub success: bool,

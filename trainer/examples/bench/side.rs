@@ -8,7 +8,7 @@ use parl_kernels::backend::{Sampling, SetId};
 use parl_kernels::cpu::CpuBackend;
 use parl_kernels::rng::{RngKey, Stream};
 use parl_kernels::weights::WeightSet;
-use parl_rewards::advantage::{Baseline, group_advantages};
+use parl_rewards::advantage::{Rule, group_advantages};
 use parl_rollout::engine::{Completion, Engine, EngineConfig, Request, RequestId};
 use parl_trainer::learner::config::LearnerConfig;
 use parl_trainer::learner::{Learner, Objective, Sample, StepReport, initial};
@@ -258,7 +258,7 @@ fn samples(prompts: &[Vec<u32>], group: usize, completions: &[Completion], vocab
     let mut samples = Vec::with_capacity(completions.len());
     for (g, (prompt, members)) in prompts.iter().zip(completions.chunks(group)).enumerate() {
         let rewards: Vec<f64> = members.iter().map(|c| reward(&c.ids, vocab)).collect();
-        let compared = group_advantages(&rewards, Baseline::Mean);
+        let compared = group_advantages(&rewards, Rule::default());
         for (member, advantage) in members.iter().zip(compared.advantages) {
             samples.push(sample(prompt, &member.ids, &member.logprobs, advantage as f32, g));
         }
@@ -274,5 +274,5 @@ fn sample(prompt: &[u32], ids: &[u32], logprobs: &[f32], advantage: f32, group: 
     let mut all = vec![0.0; prompt.len()];
     all.extend_from_slice(logprobs);
     let tokens = prompt.iter().chain(ids).copied().collect();
-    Sample { tokens, mask, logprobs: all, temperatures: vec![1.0; n], advantage, group }
+    Sample { tokens, mask, logprobs: all, temperatures: vec![1.0; n], advantage, group, stale: false }
 }

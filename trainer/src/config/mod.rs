@@ -24,6 +24,9 @@ use serde_json::{Map, Value};
 pub trait Validate {
     /// All that is out of bounds; keys are paths from the root.
     fn issues(&self) -> Vec<Issue>;
+
+    /// Fills in what one key takes from another, once all is known to be within bounds.
+    fn resolve(&mut self) {}
 }
 
 /// A config that may be used.
@@ -104,9 +107,10 @@ where
     let mut issues = check::check(&schema, &merged);
     if issues.is_empty() {
         match serde_json::from_value::<T>(merged) {
-            Ok(config) => {
+            Ok(mut config) => {
                 issues = config.issues();
                 if issues.is_empty() {
+                    config.resolve();
                     return Ok(Loaded { config, origins, files, overrides: overrides.to_vec() });
                 }
             }

@@ -57,12 +57,17 @@ fn properties(root: &Value, schema: &Value, path: &str, default: Option<&Value>,
         let path = format!("{path}.{name}");
         let target = resolve(root, property);
         let default = default.and_then(|d| d.get(name));
-        let nested = target.get("properties").is_some() || is_tagged(root, target);
+        let options = target.get("anyOf").and_then(Value::as_array);
+        let chosen = options.and_then(|o| o.iter().find(|o| o.get("$ref").is_some()));
+        let inner = chosen.map_or(target, |o| resolve(root, o));
+        let nested = inner.get("properties").is_some() || is_tagged(root, inner);
         let about = text(property).or(text(target)).unwrap_or_default();
-        let shown = default.filter(|_| !nested).map_or_else(String::new, |d| format!("`{d}`"));
-        let _ = writeln!(out, "| `{path}` | {} | {shown} | {about} |", kind(target));
+        // A type that is not the default's has defaults of its own, if it has any.
+        let shown = default.or(property.get("default")).filter(|d| !nested || d.is_null());
+        let shown = shown.map_or_else(String::new, |d| format!("`{d}`"));
+        let _ = writeln!(out, "| `{path}` | {} | {shown} | {about} |", kind(root, target));
         if nested {
-            rows(root, target, &path, default, out);
+            rows(root, inner, &path, default, out);
         }
     }
 }
@@ -75,7 +80,11 @@ fn is_tagged(root: &Value, schema: &Value) -> bool {
     })
 }
 
-fn kind(schema: &Value) -> String {
+fn kind(root: &Value, schema: &Value) -> String {
+    // A choice that may be left open.
+    if let Some(options) = schema.get("anyOf").and_then(Value::as_array) {
+        return options.iter().map(|o| kind(root, resolve(root, o))).collect::<Vec<_>>().join(" or ");
+    }
     let names = |options: &Vec<Value>| -> Vec<String> {
         options
             .iter()

@@ -115,6 +115,12 @@ impl Validate for Config {
                     .map(move |(key, message)| Issue { key: format!("{section}.{key}"), message })
             })
             .collect();
+        let (updates, tasks) = (self.learner.updates_per_step, self.rollout.tasks_per_step);
+        if updates > tasks {
+            let message =
+                format!("{updates} is above rollout.tasks_per_step ({tasks}): an update takes whole groups");
+            issues.push(Issue { key: "learner.updates_per_step".to_owned(), message });
+        }
         let name = &self.run.name;
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
@@ -122,5 +128,12 @@ impl Validate for Config {
             issues.push(Issue { key: "run.name".to_owned(), message });
         }
         issues
+    }
+
+    fn resolve(&mut self) {
+        let named = self.learner.objective.rule();
+        self.rewards.baseline.get_or_insert(named.baseline);
+        self.rewards.scale.get_or_insert(named.scale);
+        self.learner.objective.resolve_length(self.rollout.orchestrator.max_context_tokens);
     }
 }

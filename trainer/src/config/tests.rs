@@ -10,7 +10,7 @@ fn loaded(yaml: &str, overrides: &[&str]) -> Result<Loaded<Config>, String> {
 
 #[test]
 fn faults_are_told_with_place_key_bound_and_nearest_name() {
-    let cases: [(&str, &[&str], &str); 19] = [
+    let cases: [(&str, &[&str], &str); 24] = [
         (
             "rollout:\n  group_sise: 4\n",
             &[],
@@ -63,6 +63,28 @@ fn faults_are_told_with_place_key_bound_and_nearest_name() {
         ("", &["run.seed=x"], "override #1: run.seed: `x` is not of type integer"),
         ("", &["seed"], "override #1: `seed` is not of the form key.path=value"),
         (
+            "learner:\n  objective: {type: gsop}\n",
+            &[],
+            "c.yaml:2:15: learner.objective.type: `gsop` is not one of sft, k25, grpo, dapo, gspo, cispo, rloo, dr_grpo, \
+             custom; did you mean `gspo`?",
+        ),
+        ("", &["learner.objective={type: rloo, tau: 1}"], "override #1: learner.objective.tau: unknown key"),
+        (
+            "learner:\n  objective: {type: custom, ratio: word, clip: {type: none}, aggregation: {type: batch_tokens}}\n",
+            &[],
+            "c.yaml:2:29: learner.objective.ratio: `word` is not one of token, sequence",
+        ),
+        (
+            "learner:\n  objective: {type: custom, ratio: token, clip: {type: ppo, low: 0.8}, aggregation: {type: batch_tokens}}\n",
+            &[],
+            "c.yaml:2:43: learner.objective.clip: the key `high` is missing",
+        ),
+        (
+            "rollout:\n  tasks_per_step: 4\n",
+            &["learner.updates_per_step=5"],
+            "override #1: learner.updates_per_step: 5 is above rollout.tasks_per_step (4): an update takes whole groups",
+        ),
+        (
             "run:\n  name: ${oc.env:UNSET}\n",
             &[],
             "c.yaml:2:3: run.name: the environment variable UNSET is not set and has no default here",
@@ -114,6 +136,31 @@ fn layers_are_laid_over_each_other() {
     assert_eq!(loaded.config.rewards.lambda_parallel.length(), 7);
     assert_eq!(loaded.origins["run.seed"], Origin::Override(1));
     assert!(matches!(loaded.origins["rewards.lambda_finish"], Origin::File { line: 5, column: 3, .. }));
+}
+
+#[test]
+fn an_advantage_that_nobody_chose_is_the_objective_s() {
+    use parl_rewards::advantage::{Baseline, Rule, Scale};
+    let rule = |yaml: &str| {
+        let config = loaded(yaml, &[]).unwrap().config;
+        assert!(config.rewards.baseline.is_some() && config.rewards.scale.is_some());
+        config.rewards.rule()
+    };
+    let (mean, scaled) = (Rule::default(), Rule { baseline: Baseline::Mean, scale: Scale::Std });
+    let others = Rule { baseline: Baseline::LeaveOneOut, scale: Scale::None };
+    let named = [("k25", mean), ("grpo", scaled), ("dapo", scaled), ("gspo", scaled), ("cispo", scaled)];
+    for (name, wanted) in named.into_iter().chain([("rloo", others), ("dr_grpo", mean)]) {
+        assert_eq!(rule(&format!("learner:\n  objective: {{type: {name}}}\n")), wanted, "{name}");
+    }
+    assert_eq!(rule("learner:\n  objective: {type: grpo}\nrewards:\n  scale: none\n"), mean);
+    assert_eq!(rule("rewards:\n  baseline: leave_one_out\n  scale: null\n"), others);
+
+    let length = |more: &[&str]| loaded("", more).unwrap().config.learner.objective;
+    let of = ["rollout.orchestrator.max_context_tokens=999", "learner.objective={type: dr_grpo}"];
+    let found = length(&of);
+    assert!(matches!(found, crate::learner::Objective::DrGrpo { length: Some(999), .. }), "{found:?}");
+    let found = length(&[of[0], of[1], "learner.objective.length=7"]);
+    assert!(matches!(found, crate::learner::Objective::DrGrpo { length: Some(7), .. }), "{found:?}");
 }
 
 #[test]

@@ -12,6 +12,10 @@ use super::{AdamW, Muon, Objective, Optimizer};
 pub struct LearnerConfig {
     /// What is minimised.
     pub objective: Objective,
+    /// Updates that a step's groups are shared out to, whole groups in their order; from the second on, ratios are not 1
+    /// and clips act.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub updates_per_step: u32,
     /// Learning rate over training steps; it names its own length.
     pub lr: Schedule,
     /// Steps over which the learning rate rises to the schedule's.
@@ -36,6 +40,7 @@ impl Default for LearnerConfig {
     fn default() -> Self {
         Self {
             objective: Objective::K25 { alpha: 0.8, beta: 1.25, tau: 1e-3 },
+            updates_per_step: 1,
             lr: Schedule::Constant { value: 2.5e-4 },
             warmup_steps: 5,
             adamw: AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0 },
@@ -71,27 +76,7 @@ impl LearnerConfig {
     pub fn issues(&self) -> Vec<(String, String)> {
         let mut issues: Vec<(String, String)> =
             self.lr.issues().into_iter().map(|(key, m)| (format!("lr.{key}"), m)).collect();
-        let mut within = |key: &str, value: f64, low: f64, high: f64| {
-            // A NaN is within nothing.
-            if !(low..=high).contains(&value) {
-                issues.push((key.to_owned(), format!("{value} is not within {low} to {high}")));
-            }
-        };
-        match self.objective {
-            Objective::Sft => {
-                let message = "`sft` has no rewards to learn from; use `trainer sft`".to_owned();
-                issues.push(("objective.type".to_owned(), message));
-            }
-            Objective::K25 { alpha, beta, tau } => {
-                within("objective.alpha", alpha, 1e-6, 1.0);
-                within("objective.beta", beta, 1.0, 1e6);
-                within("objective.tau", tau, 0.0, 1e3);
-            }
-            Objective::Grpo { clip_low, clip_high } => {
-                within("objective.clip_low", clip_low, 0.0, 0.999_999);
-                within("objective.clip_high", clip_high, 0.0, 1e6);
-            }
-        }
+        issues.extend(self.objective.issues().into_iter().map(|(key, m)| (format!("objective.{key}"), m)));
         issues
     }
 }

@@ -10,15 +10,17 @@ mod model;
 mod objective;
 mod optimizer;
 mod qk_clip;
+mod report;
 mod state;
 mod step;
 mod weights;
 
 pub use config_json::{config_json, shape_of};
 pub use model::Params;
-pub use objective::Objective;
+pub use objective::{Aggregation, Clip, Objective, Ratio};
 pub use optimizer::{AdamW, Muon, Optimizer};
-pub use step::{Learner, Sample, StepReport};
+pub use report::StepReport;
+pub use step::{Learner, Sample};
 pub use weights::{export, import, initial};
 
 use thiserror::Error;
@@ -33,7 +35,7 @@ pub enum LearnerError {
     #[error("weights: {0}")]
     Weights(String),
     /// Something is not a finite number; nothing was changed.
-    #[error("{what} is {value}: the step was refused and nothing was changed")]
+    #[error("{what} is {value}: the update was refused and nothing was changed")]
     NotFinite {
         /// Which value.
         what: &'static str,

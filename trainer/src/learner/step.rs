@@ -13,7 +13,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::model::{Params, hidden, log_probs};
 use super::objective::Tokens;
-use super::{LearnerError, Objective, Optimizer, guarded, lease, qk_clip};
+use super::{LearnerError, Objective, Optimizer, StepReport, guarded, lease, qk_clip};
 
 /// Sequences on which attention logits are measured for QK-Clip.
 const WATCHED: usize = 4;
@@ -33,39 +33,15 @@ pub struct Sample {
     pub advantage: f32,
     /// Number of the group.
     pub group: usize,
+    /// The weights have moved since it was drawn.
+    pub stale: bool,
 }
 
-/// What an update did.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct StepReport {
-    /// The objective's value before the update.
-    pub loss: f64,
-    /// Norm of all gradients together, before clipping.
-    pub grad_norm: f64,
-    /// Mean entropy of the trained tokens' distributions, nats.
-    pub entropy: f64,
-    /// Mean of r − 1 − ln r with r = π_learner / π_engine, before the update.
-    pub mismatch_kl: f64,
-    /// Largest |log π_learner − log π_engine|.
-    pub mismatch_max: f64,
-    /// Share of tokens whose ratio fell below the objective's bounds.
-    pub clipped_low: f64,
-    /// Share of tokens whose ratio rose above them.
-    pub clipped_high: f64,
-    /// Groups of attention heads that QK-Clip scaled down after the update.
-    pub qk_clipped: usize,
-    /// Tokens trained on; those of samples without an advantage are left out.
-    pub trained_tokens: usize,
-    /// Tokens computed, padding included.
-    pub computed_tokens: usize,
-    /// Seconds.
-    pub seconds: f64,
-    /// Of them: forward passes up to the loss, and backward passes, as means over the workers.
-    pub forward_seconds: f64,
-    /// See `forward_seconds`.
-    pub backward_seconds: f64,
-    /// Of them: the optimizer, QK-Clip included.
-    pub optimizer_seconds: f64,
+impl Sample {
+    /// How many of its tokens are trained on.
+    pub(super) fn trained(&self) -> usize {
+        self.mask.iter().filter(|m| **m).count()
+    }
 }
 
 /// A model that is trained.
@@ -181,7 +157,7 @@ impl Learner {
         self.exclusive()?;
         let started = Instant::now();
         self.check(samples)?;
-        let weights = token_weights(samples, objective);
+        let shares = objective.shares(samples);
         let batches = micro_batches(samples, self.micro_batch_tokens, objective);
         let done = AtomicUsize::new(0);
         let shape = &self.shape;
@@ -192,13 +168,13 @@ impl Learner {
         let results: Vec<Result<Micro, LearnerError>> = self.workers.install(|| {
             work.into_par_iter()
                 .map(|(batch, leaves)| {
-                    let micro = guarded(|| backward(shape, leaves, samples, batch, &weights, objective));
+                    let micro = guarded(|| backward(shape, leaves, samples, batch, &shares, objective));
                     progress(done.fetch_add(1, Ordering::Relaxed) + 1, batches.len());
                     micro
                 })
                 .collect()
         });
-        let mut report = StepReport::default();
+        let mut report = StepReport { updates: 1, ..StepReport::default() };
         let workers = self.workers.current_num_threads() as f64;
         let mut grads: BTreeMap<String, Tensor> = BTreeMap::new();
         // In the order of the batches, whoever was done first.
@@ -271,8 +247,7 @@ impl Learner {
         for (i, _) in samples.iter().enumerate() {
             all[i] = guarded(|| {
                 tch::no_grad(|| {
-                    let places =
-                        Places::of(samples, &[i], &vec![vec![0.0; samples[i].tokens.len()]; samples.len()]);
+                    let places = Places::of(samples, &[i], &vec![0.0; samples.len()]);
                     let h = hidden(&self.shape, &self.params, &places.tokens);
                     let rows = (&places.rows, &places.targets, &places.temperatures);
                     floats(&log_probs(&self.shape, &self.params, &h, rows).0)
@@ -313,31 +288,13 @@ impl Learner {
     }
 }
 
-/// Each trained token's share of the loss. By group: 1 / (tokens of its group · groups), so that groups count alike
-/// (N = Σ_j |y_j| in Eq. 1); else 1 / (all tokens).
-fn token_weights(samples: &[Sample], objective: Objective) -> Vec<Vec<f32>> {
-    let trained = |s: &Sample| s.mask.iter().filter(|m| **m).count();
-    let mut per_group: BTreeMap<usize, usize> = BTreeMap::new();
-    for sample in samples {
-        *per_group.entry(sample.group).or_default() += trained(sample);
-    }
-    let all: usize = per_group.values().sum();
-    let groups = per_group.values().filter(|n| **n > 0).count();
-    let share = |s: &Sample| {
-        let n = if objective.by_group() { per_group[&s.group] * groups } else { all };
-        1.0 / n.max(1) as f32
-    };
-    samples.iter().map(|s| vec![share(s); s.tokens.len()]).collect()
-}
-
 fn longest(samples: &[Sample], batch: &[usize]) -> usize {
     batch.iter().map(|i| samples[*i].tokens.len()).max().unwrap_or(0)
 }
 
 /// Samples of like length together, up to a budget of padded tokens; samples that ask for nothing are left out.
 fn micro_batches(samples: &[Sample], budget: usize, objective: Objective) -> Vec<Vec<usize>> {
-    let asks = |s: &Sample| s.mask.contains(&true) && (s.advantage != 0.0 || !objective.needs_advantage());
-    let mut order: Vec<usize> = (0..samples.len()).filter(|i| asks(&samples[*i])).collect();
+    let mut order: Vec<usize> = (0..samples.len()).filter(|i| objective.asks(&samples[*i])).collect();
     order.sort_by_key(|i| (std::cmp::Reverse(samples[*i].tokens.len()), *i));
     let mut batches: Vec<Vec<usize>> = Vec::new();
     for i in order {
@@ -358,13 +315,15 @@ struct Places {
     old: Tensor,
     advantage: Tensor,
     weight: Tensor,
+    sequence: Tensor,
+    lengths: Tensor,
 }
 
 impl Places {
-    fn of(samples: &[Sample], batch: &[usize], weights: &[Vec<f32>]) -> Self {
+    fn of(samples: &[Sample], batch: &[usize], shares: &[f64]) -> Self {
         let width = longest(samples, batch);
         let mut tokens = vec![0i64; batch.len() * width];
-        let (mut rows, mut targets) = (Vec::new(), Vec::new());
+        let (mut rows, mut targets, mut sequence) = (Vec::new(), Vec::new(), Vec::new());
         let (mut temperatures, mut old, mut advantage, mut weight) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (b, i) in batch.iter().enumerate() {
@@ -378,10 +337,12 @@ impl Places {
                     temperatures.push(sample.temperatures[t]);
                     old.push(sample.logprobs[t]);
                     advantage.push(sample.advantage);
-                    weight.push(weights[*i][t]);
+                    weight.push(shares[*i] as f32);
+                    sequence.push(b as i64);
                 }
             }
         }
+        let lengths: Vec<f32> = batch.iter().map(|i| samples[*i].trained() as f32).collect();
         Self {
             tokens: Tensor::from_slice(&tokens)
                 .view([batch.len() as i64, width as i64])
@@ -392,6 +353,8 @@ impl Places {
             old: Tensor::from_slice(&old),
             advantage: Tensor::from_slice(&advantage),
             weight: Tensor::from_slice(&weight),
+            sequence: Tensor::from_slice(&sequence),
+            lengths: Tensor::from_slice(&lengths),
         }
     }
 }
@@ -401,16 +364,22 @@ fn backward(
     leaves: Params,
     samples: &[Sample],
     batch: &[usize],
-    weights: &[Vec<f32>],
+    shares: &[f64],
     objective: Objective,
 ) -> Micro {
     let started = Instant::now();
-    let places = Places::of(samples, batch, weights);
+    let places = Places::of(samples, batch, shares);
     let h = hidden(shape, &leaves, &places.tokens);
     let (logp, entropy) =
         log_probs(shape, &leaves, &h, (&places.rows, &places.targets, &places.temperatures));
-    let tokens =
-        Tokens { logp: &logp, old: &places.old, advantage: &places.advantage, weight: &places.weight };
+    let tokens = Tokens {
+        logp: &logp,
+        old: &places.old,
+        advantage: &places.advantage,
+        weight: &places.weight,
+        sequence: &places.sequence,
+        lengths: &places.lengths,
+    };
     let loss = objective.loss(&tokens);
     let forward_seconds = started.elapsed().as_secs_f64();
     loss.backward();
@@ -419,10 +388,7 @@ fn backward(
     let (kl, worst, outside) = tch::no_grad(|| {
         let log_ratio = (&logp - &places.old).to_kind(Kind::Double);
         let kl = log_ratio.exp() - 1.0 - &log_ratio;
-        let outside = objective
-            .log_bounds()
-            .map_or((0.0, 0.0), |(low, high)| (number(&log_ratio.lt(low)), number(&log_ratio.gt(high))));
-        (number(&kl), log_ratio.abs().max().double_value(&[]), outside)
+        (number(&kl), log_ratio.abs().max().double_value(&[]), objective.outside(&tokens))
     });
     let tokens = logp.numel();
     let grads = leaves.into_iter().map(|(name, leaf)| (name, leaf.grad())).filter(|(_, g)| g.defined());

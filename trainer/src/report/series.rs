@@ -37,7 +37,7 @@ pub fn series(text: &str) -> (Series, Vec<String>) {
         match serde_json::from_str(line) {
             Ok(Value::Object(map)) if map.get("step").is_some_and(Value::is_u64) => {
                 if let Some(why) = map.get("optim/refused").and_then(Value::as_str) {
-                    refused.push(format!("step {}: no update was made: {why}", map["step"]));
+                    refused.push(format!("step {}: {why}", map["step"]));
                 }
                 lines.push(map);
             }

@@ -14,11 +14,11 @@ const REFUSALS: u32 = 3;
 
 /// What became of a batch.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Learned {
-    /// The weights were moved.
-    Updated(StepReport),
-    /// Something was no number: the weights are as they were.
-    Refused(String),
+pub struct Learned {
+    /// The updates that were made; `None` where each was refused.
+    pub report: Option<StepReport>,
+    /// Why others were not: something was no number, and the weights stayed as they were before each.
+    pub refused: Vec<String>,
 }
 
 /// The learner's side of a run.
@@ -49,9 +49,23 @@ pub fn samples(batch: &Batch) -> Vec<Sample> {
             temperatures: temperatures(branch)[..end].to_vec(),
             advantage: advantage as f32,
             group,
+            stale: false,
         });
     }
     samples
+}
+
+/// Shares a step's samples out to `updates` updates, whole groups in their order; fewer where there are fewer groups, and
+/// one at least.
+fn shared_out(samples: Vec<Sample>, updates: u32) -> Vec<Vec<Sample>> {
+    let groups = samples.iter().map(|s| s.group + 1).max().unwrap_or(0);
+    let n = groups.min(updates as usize).max(1);
+    let mut parts = vec![Vec::new(); n];
+    for sample in samples {
+        let part = sample.group * n / groups.max(1);
+        parts[part].push(sample);
+    }
+    parts
 }
 
 fn trained(record: &EpisodeRecord) -> Option<(&TokenBranch, f64)> {
@@ -70,7 +84,8 @@ fn temperatures(branch: &TokenBranch) -> Vec<f32> {
 }
 
 impl Learning {
-    /// One update on `batch`: the policy gives its lease back, the weights move, and the policy takes the new ones in.
+    /// The updates of a step on `batch`: the policy gives its lease back, the weights move, and the policy takes the new
+    /// ones in. A part whose update is refused is lost; the parts after it are learned from all the same.
     ///
     /// # Errors
     /// [`LearnerError::NotFinite`] when it is the third refusal in a row; whatever else the learner fails with.
@@ -82,26 +97,34 @@ impl Learning {
         batch: &Batch,
         progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<Learned, TrainerError> {
-        let samples = samples(batch);
         policy.give_back(Seat::Orchestrator);
-        let lr = config.learner.lr_at(step);
-        let result = self.learner.train_step(&samples, config.learner.objective, lr, progress);
-        let learned = match result {
-            Ok(report) => {
-                self.refused_in_a_row = 0;
-                Learned::Updated(report)
+        let (objective, lr) = (config.learner.objective, config.learner.lr_at(step));
+        let parts = shared_out(samples(batch), config.learner.updates_per_step);
+        let n = parts.len();
+        let (mut reports, mut refused): (Vec<StepReport>, Vec<String>) = (Vec::new(), Vec::new());
+        for (i, mut part) in parts.into_iter().enumerate() {
+            let moved = reports.iter().any(|report| report.trained_tokens > 0);
+            for sample in &mut part {
+                sample.stale = moved;
             }
-            Err(error @ LearnerError::NotFinite { .. }) => {
-                self.refused_in_a_row += 1;
-                if self.refused_in_a_row >= REFUSALS {
-                    return Err(error.into());
+            match self.learner.train_step(&part, objective, lr, progress) {
+                Ok(report) => {
+                    self.refused_in_a_row = 0;
+                    reports.push(report);
                 }
-                Learned::Refused(error.to_string())
+                Err(error @ LearnerError::NotFinite { .. }) => {
+                    self.refused_in_a_row += 1;
+                    if self.refused_in_a_row >= REFUSALS {
+                        return Err(error.into());
+                    }
+                    let which = if n > 1 { format!("update {} of {n}: ", i + 1) } else { String::new() };
+                    refused.push(format!("{which}{error}"));
+                }
+                Err(error) => return Err(error.into()),
             }
-            Err(error) => return Err(error.into()),
-        };
+        }
         policy.publish(Seat::Orchestrator, self.learner.lease()?)?;
-        Ok(learned)
+        Ok(Learned { report: StepReport::together(&reports), refused })
     }
 }
 
@@ -127,17 +150,21 @@ mod tests {
         assert_eq!(temperatures(&branch), [1.0, 1.0, 0.6, 0.6, 0.6, 1.5, 1.5]);
     }
 
-    /// A scripted batch with advantages, and a learner that fits its tokens.
     fn scripted() -> (Config, Box<dyn Policy>, Batch, Learning) {
+        scripted_tasks(1)
+    }
+
+    /// A scripted batch with advantages, and a learner that fits its tokens.
+    fn scripted_tasks(tasks: u32) -> (Config, Box<dyn Policy>, Batch, Learning) {
         let mut config = Config::default();
-        (config.rollout.tasks_per_step, config.rollout.group_size) = (1, 2);
+        (config.rollout.tasks_per_step, config.rollout.group_size) = (tasks, 2);
         let environment = Environment::new(&config).unwrap();
         let mut policy = seats::experts(&environment, Script::Parallel);
         let specs = environment.training_specs(&config, 0);
         let rules = &environment.rules;
         let mut batch =
             run_batch(&config, &environment, rules, policy.as_mut(), &specs, 0, &mut |_| {}).unwrap();
-        for (record, advantage) in batch.records.iter_mut().zip([0.5, -0.5]) {
+        for (record, advantage) in batch.records.iter_mut().zip([0.5, -0.5].into_iter().cycle()) {
             record.scored.as_mut().unwrap().advantage = Some(advantage);
             record.branches[0].temperatures.fill(1.0);
         }
@@ -171,10 +198,11 @@ mod tests {
             (learned, learning.learner.save().unwrap())
         };
         let (learned, before) = update(&good);
-        assert!(matches!(learned, Ok(Learned::Updated(_))));
+        assert!(learned.unwrap().report.is_some());
         for _ in 0..2 {
             let (learned, after) = update(&bad);
-            assert!(matches!(&learned, Ok(Learned::Refused(why)) if why.contains("NaN")), "{learned:?}");
+            let learned = learned.unwrap();
+            assert!(learned.report.is_none() && learned.refused[0].contains("NaN"), "{learned:?}");
             assert_eq!(after, before);
         }
         // One good update and the count begins anew.
@@ -182,6 +210,61 @@ mod tests {
         assert!(update(&bad).0.is_ok() && update(&bad).0.is_ok());
         let (learned, after) = update(&bad);
         assert_eq!((learned.unwrap_err().exit_code(), after), (6, before));
+    }
+
+    #[test]
+    fn groups_are_shared_out_whole_and_in_their_order() {
+        let groups = |n: usize, updates| {
+            let samples = (0..2 * n).map(|i| Sample { group: i / 2, ..Sample::default() }).collect();
+            let parts = shared_out(samples, updates);
+            parts.iter().map(|part| part.iter().map(|s| s.group).collect()).collect::<Vec<Vec<usize>>>()
+        };
+        assert_eq!(groups(3, 1), [[0, 0, 1, 1, 2, 2]]);
+        assert_eq!(groups(5, 3), [vec![0, 0, 1, 1], vec![2, 2, 3, 3], vec![4, 4]]);
+        // Groups that were dropped leave fewer updates, never one on nothing but the step's only one.
+        assert_eq!(groups(2, 4), [[0, 0], [1, 1]]);
+        assert_eq!(groups(0, 4), [Vec::<usize>::new()]);
+    }
+
+    #[test]
+    fn later_updates_of_a_step_see_weights_that_have_moved() {
+        let (mut config, mut policy, mut batch, mut learning) = scripted_tasks(2);
+        // The second group teaches nothing but τ's square, which pulls once the weights have moved.
+        for record in &mut batch.records[2..] {
+            record.scored.as_mut().unwrap().advantage = Some(0.0);
+        }
+        let drawn = |records: &[EpisodeRecord]| -> usize {
+            let of = |r: &EpisodeRecord| r.branches[0].loss_mask.iter().filter(|m| **m).count();
+            records.iter().map(of).sum()
+        };
+        let (_, _, _, mut alone) = scripted_tasks(2);
+        let one = alone.update(&config, policy.as_mut(), 0, &batch, &|_, _| {}).unwrap().report.unwrap();
+        assert_eq!((one.updates, one.trained_tokens), (1, drawn(&batch.records[..2])));
+        config.learner.updates_per_step = 2;
+        let two = learning.update(&config, policy.as_mut(), 0, &batch, &|_, _| {}).unwrap().report.unwrap();
+        assert_eq!((two.updates, two.trained_tokens), (2, drawn(&batch.records)));
+        assert_eq!((learning.learner.version(), alone.learner.version()), (2, 1));
+        // The first update is the same; what drew the tokens is compared with the learner before it alone.
+        assert_eq!(two.mismatch_kl.to_bits(), one.mismatch_kl.to_bits());
+        assert_ne!(learning.learner.save().unwrap(), alone.learner.save().unwrap());
+    }
+
+    #[test]
+    fn a_refused_update_costs_its_part_alone() {
+        let (mut config, mut policy, good, mut learning) = scripted_tasks(2);
+        let (_, _, mut bad, mut other) = scripted_tasks(2);
+        let drawn = bad.records[0].branches[0].loss_mask.iter().position(|m| *m).unwrap();
+        bad.records[0].branches[0].logprobs[drawn] = f32::NAN;
+        config.learner.updates_per_step = 2;
+        let learned = learning.update(&config, policy.as_mut(), 0, &bad, &|_, _| {}).unwrap();
+        assert!(
+            learned.refused.len() == 1 && learned.refused[0].starts_with("update 1 of 2: "),
+            "{learned:?}"
+        );
+        assert_eq!((learned.report.unwrap().updates, learning.refused_in_a_row), (1, 0));
+        let second = Batch { records: good.records[2..].to_vec(), ..Batch::default() };
+        other.update(&config, policy.as_mut(), 0, &second, &|_, _| {}).unwrap();
+        assert_eq!(learning.learner.save().unwrap(), other.learner.save().unwrap());
     }
 
     #[test]

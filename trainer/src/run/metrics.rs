@@ -12,6 +12,7 @@ use super::rollout::Batch;
 use super::summary::Summary;
 use crate::config::Config;
 use crate::error::TrainerError;
+use crate::learner::StepReport;
 
 /// The line of a step; `learned` is missing where a script sits in the orchestrator's seat, and `unix_seconds` is when
 /// the step was done.
@@ -69,29 +70,42 @@ pub fn line(
         line.insert(format!("parl/num_subagents/{kind}"), json!(figures.agents));
         line.insert(format!("parl/critical_steps/{kind}"), json!(figures.critical_steps));
     }
-    let more = match learned {
-        None => json!({}),
-        Some(Learned::Refused(why)) => json!({"optim/refused": why}),
-        Some(Learned::Updated(report)) => json!({
-            "loss/mean": report.loss,
-            "optim/lr": config.learner.lr_at(step),
-            "optim/grad_norm": report.grad_norm,
-            "optim/qk_clipped": report.qk_clipped,
-            "entropy/mean": report.entropy,
-            "mismatch_kl/mean": report.mismatch_kl,
-            "mismatch/max": report.mismatch_max,
-            "clip_frac/low": report.clipped_low,
-            "clip_frac/high": report.clipped_high,
-            "tokens/trained": report.trained_tokens,
-            "tokens/computed": report.computed_tokens,
-            "time/learn": report.seconds,
-            "perf/learn_throughput": report.computed_tokens as f64 / report.seconds.max(1e-9),
-        }),
-    };
-    if let Value::Object(more) = more {
+    if let Some(toggled) = &batch.toggled {
+        let scored = all.episodes.max(1) as f64;
+        line.insert("parl/r_budget/mean".to_owned(), json!(toggled.taken / scored));
+        line.insert("parl/budget_binds".to_owned(), json!(u8::from(toggled.binds)));
+        line.insert("parl/over_budget/mean".to_owned(), json!(toggled.over as f64 / scored));
+        line.insert("parl/orchestrator_tokens/mean".to_owned(), json!(toggled.tokens as f64 / scored));
+    }
+    if let Some(refused) = learned.map(|learned| &learned.refused).filter(|refused| !refused.is_empty()) {
+        line.insert("optim/refused".to_owned(), json!(refused.join("; ")));
+    }
+    if let Some(report) = learned.and_then(|learned| learned.report.as_ref())
+        && let Value::Object(more) = figures(config, step, report)
+    {
         line.extend(more);
     }
     line
+}
+
+/// What the learner tells of a step's updates.
+fn figures(config: &Config, step: u64, report: &StepReport) -> Value {
+    json!({
+        "loss/mean": report.loss,
+        "optim/updates": report.updates,
+        "optim/lr": config.learner.lr_at(step),
+        "optim/grad_norm": report.grad_norm,
+        "optim/qk_clipped": report.qk_clipped,
+        "entropy/mean": report.entropy,
+        "mismatch_kl/mean": report.mismatch_kl,
+        "mismatch/max": report.mismatch_max,
+        "clip_frac/low": report.clipped_low,
+        "clip_frac/high": report.clipped_high,
+        "tokens/trained": report.trained_tokens,
+        "tokens/computed": report.computed_tokens,
+        "time/learn": report.seconds,
+        "perf/learn_throughput": report.computed_tokens as f64 / report.seconds.max(1e-9),
+    })
 }
 
 /// Opens a run's metrics; lines of steps from `from` on are set aside first.

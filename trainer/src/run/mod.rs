@@ -11,6 +11,7 @@ pub mod seats;
 mod show;
 pub mod stored;
 pub mod summary;
+mod toggle;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -35,6 +36,7 @@ use rollout::{Batch, run_batch};
 use seats::Seats;
 use show::Show;
 use summary::Summary;
+use toggle::Toggle;
 
 /// Held-out figures from before the first step, for the table at the end.
 const START: &str = "start_eval.json";
@@ -85,6 +87,7 @@ pub fn run(loaded: &Loaded<Config>, options: &Options, out: &mut dyn Write) -> R
         policies: who_sits(config, policy.as_mut()),
         environment,
         policy,
+        toggle: Toggle::of(&config.rewards),
         learning: learner.map(|learner| Learning { learner, refused_in_a_row: 0 }),
         log: TrajectoryLog::new(folder.path()),
         log_meta: meta,
@@ -131,8 +134,8 @@ pub fn run(loaded: &Loaded<Config>, options: &Options, out: &mut dyn Write) -> R
         for note in notes {
             show.line(&note).map_err(closed)?;
         }
-        if let Some(Learned::Refused(why)) = &learned {
-            show.line(&format!("step {}: no update: {why}", step + 1)).map_err(closed)?;
+        for why in learned.iter().flat_map(|learned| &learned.refused) {
+            show.line(&format!("step {}: {why}", step + 1)).map_err(closed)?;
         }
         if step == first || step + 1 == stop {
             ends.push(Row { name: format!("step {}", step + 1), summary: Summary::of(&batch.records) });
@@ -186,6 +189,8 @@ struct Parts<'c> {
     policy: Box<dyn Policy>,
     /// None where a script sits in the orchestrator's seat.
     learning: Option<Learning>,
+    /// None where no budget of tokens is set.
+    toggle: Option<Toggle>,
     /// Who sat in the two seats at the start.
     policies: [String; 2],
     folder: RunFolder,
@@ -203,7 +208,12 @@ impl Parts<'_> {
         let policy = self.policy.as_mut();
         policy.relieve(self.config.rollout.subagent.number_at(step));
         let mut progress = |p| show.rollout(p);
-        let batch = run_batch(self.config, &self.environment, rules, policy, &specs, step, &mut progress)?;
+        let mut batch =
+            run_batch(self.config, &self.environment, rules, policy, &specs, step, &mut progress)?;
+        if let Some(toggle) = &mut self.toggle {
+            toggle.apply(&self.config.rewards, step, &mut batch);
+            toggle.measure(step, &batch.records);
+        }
         self.log.write_step(&self.log_meta, step as u32, &batch.records)?;
         let learned = match &mut self.learning {
             Some(learning) => Some(learning.update(self.config, policy, step, &batch, &show.learning())?),

@@ -74,6 +74,12 @@ impl Parts<'_> {
         if let Some(checkpoint) = &checkpoint {
             self.put_back(checkpoint)?;
         }
+        if let Some(toggle) = &mut self.toggle {
+            // The budgets are no part of a checkpoint: what they were measured on is in the log.
+            for step in (0..step).take_while(|step| toggle.estimates(*step)).collect::<Vec<u64>>() {
+                toggle.measure(step, &self.log.read_step(step as u32)?);
+            }
+        }
         Ok((step, notes))
     }
 

@@ -15,6 +15,7 @@ use parl_rollout::tasks::Task;
 use parl_rollout::trajectory::record::{EpisodeRecord, RewardPart, Scored, Status};
 
 use super::environment::Environment;
+use super::toggle::Toggled;
 use crate::config::Config;
 use crate::error::TrainerError;
 
@@ -31,6 +32,8 @@ pub struct Batch {
     pub groups: usize,
     /// Seconds that the episodes took.
     pub rollout_seconds: f64,
+    /// What a budget of tokens did to it, where there is one.
+    pub toggled: Option<Toggled>,
 }
 
 /// Runs `specs` under `rules` and scores them as of training step `step`.
@@ -83,32 +86,51 @@ pub fn score(
     mut records: Vec<EpisodeRecord>,
     tasks: &[Arc<Task>],
 ) -> Batch {
-    let mut groups: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-    for (i, record) in records.iter().enumerate() {
-        groups.entry(record.group_id.clone()).or_default().push(i);
-    }
+    let groups = groups(&records);
     let mut batch = Batch { groups: groups.len(), ..Batch::default() };
-    for members in groups.values() {
+    for members in groups {
         if members.iter().any(|i| records[*i].status == Status::Error) {
             batch.dropped_groups += 1;
             continue;
         }
-        let mut scored: Vec<Scored> =
-            members.iter().map(|i| score_one(config, step, &records[*i], &tasks[*i])).collect();
-        let rewards: Vec<f64> = scored.iter().map(|s| s.reward).collect();
-        let compared = group_advantages(&rewards, config.baseline);
-        batch.zero_variance_groups += usize::from(compared.zero_variance);
-        for ((i, scored), advantage) in members.iter().zip(&mut scored).zip(compared.advantages) {
-            scored.advantage = Some(advantage);
-            for branch in &mut records[*i].branches {
-                let per_token = |drawn: &bool| if *drawn { advantage as f32 } else { 0.0 };
-                branch.advantages = Some(branch.loss_mask.iter().map(per_token).collect());
-            }
-            records[*i].scored = Some(scored.clone());
+        for i in members {
+            records[i].scored = Some(score_one(config, step, &records[i], &tasks[i]));
         }
     }
     batch.records = records;
+    compare(config, &mut batch);
     batch
+}
+
+/// Takes each scored group's advantages from its rewards, anew where there were some.
+pub fn compare(config: &RewardsConfig, batch: &mut Batch) {
+    batch.zero_variance_groups = 0;
+    for members in groups(&batch.records) {
+        let reward = |i: &usize| batch.records[*i].scored.as_ref().map(|scored| scored.reward);
+        // A group is scored as a whole or not at all.
+        let Some(rewards) = members.iter().map(reward).collect::<Option<Vec<f64>>>() else { continue };
+        let compared = group_advantages(&rewards, config.rule());
+        batch.zero_variance_groups += usize::from(compared.zero_variance);
+        for (i, advantage) in members.into_iter().zip(compared.advantages) {
+            let record = &mut batch.records[i];
+            for branch in &mut record.branches {
+                let per_token = |drawn: &bool| if *drawn { advantage as f32 } else { 0.0 };
+                branch.advantages = Some(branch.loss_mask.iter().map(per_token).collect());
+            }
+            if let Some(scored) = &mut record.scored {
+                scored.advantage = Some(advantage);
+            }
+        }
+    }
+}
+
+/// Places of each group's episodes, in order of the groups' ids.
+pub fn groups(records: &[EpisodeRecord]) -> Vec<Vec<usize>> {
+    let mut groups: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for (i, record) in records.iter().enumerate() {
+        groups.entry(&record.group_id).or_default().push(i);
+    }
+    groups.into_values().collect()
 }
 
 fn score_one(config: &RewardsConfig, step: u64, record: &EpisodeRecord, task: &Task) -> Scored {

@@ -206,7 +206,7 @@ fn sample(environment: &Environment, branch: &TokenBranch) -> Sample {
 /// A context to learn by heart where the mask says so: nobody drew it, and it is compared with none.
 fn lesson(tokens: Vec<u32>, mask: Vec<bool>) -> Sample {
     let n = tokens.len();
-    Sample { tokens, mask, logprobs: vec![0.0; n], temperatures: vec![1.0; n], advantage: 0.0, group: 0 }
+    Sample { tokens, mask, logprobs: vec![0.0; n], temperatures: vec![1.0; n], ..Sample::default() }
 }
 
 /// Takes the loss off the token that decides to make a sub-agent.
