@@ -28,7 +28,7 @@ pub struct LearnerConfig {
     /// Gradients longer than this are scaled down to it.
     #[schemars(range(min = 0.0, max = 1e9))]
     pub grad_clip: f64,
-    /// Tokens of a micro-batch, padding included.
+    /// Tokens of a micro-batch, at most; a longer sample is one of its own.
     #[schemars(range(min = 64, max = 100_000_000))]
     pub micro_batch_tokens: u32,
     /// Workers, one libtorch thread each; 0 takes all cores. The bits of an update do not depend on it.

@@ -1,14 +1,19 @@
 //! The learner: the model with autograd, objectives, the optimizer. The one place that knows libtorch.
 //!
-//! Each micro-batch is computed on one libtorch thread; gradients are summed in a fixed order. So the bits of an update
-//! depend neither on the number of workers nor on their luck.
+//! What samples begin with alike goes through the layers once (`packing`), and no token is padding. Each micro-batch is
+//! computed on one libtorch thread; gradients are summed in a fixed order. So the bits of an update depend neither on the
+//! number of workers nor on their luck.
 
+mod attention;
 pub mod config;
 mod config_json;
+mod head;
 mod lease;
+mod micro_batch;
 mod model;
 mod objective;
 mod optimizer;
+mod packing;
 mod qk_clip;
 mod report;
 mod state;

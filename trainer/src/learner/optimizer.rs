@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -60,6 +61,9 @@ impl Default for Muon {
     }
 }
 
+/// Elements that are worked on at a time: few enough for all operations on them to find them in the caches.
+pub(super) const STRETCH: i64 = 1 << 15;
+
 /// An optimizer with its state.
 pub struct Optimizer {
     adamw: AdamW,
@@ -69,6 +73,9 @@ pub struct Optimizer {
     /// Tensors by name: `m.NAME` and `v.NAME` of AdamW, `momentum.NAME` of Muon.
     pub(super) state: BTreeMap<String, Tensor>,
 }
+
+/// A tensor's name, the tensor, its gradient, its slots, and Muon where it goes by that.
+type Work = (String, Tensor, Tensor, Vec<Tensor>, Option<Muon>);
 
 impl Optimizer {
     /// A fresh one; with `muon`, projections go by it.
@@ -85,48 +92,69 @@ impl Optimizer {
         self.state.entry(name).or_insert_with(|| like.zeros_like()).shallow_clone()
     }
 
-    /// One update of `params` along `grads`, names in a fixed order. `rows` cuts fused projections into
-    /// their parts, each of which is orthogonalised alone.
+    /// One update of `params` along `grads`, which are scaled by `scale` first; tensors are shared out to `workers`.
+    /// `rows` cuts fused projections into their parts, each of which is orthogonalised alone.
     pub(super) fn update(
         &mut self,
         params: &Params,
-        grads: &BTreeMap<String, Tensor>,
+        grads: Vec<(String, Tensor)>,
+        scale: f64,
         lr: f64,
-        rows: &dyn Fn(&str) -> Vec<i64>,
+        rows: &(dyn Fn(&str) -> Vec<i64> + Sync),
+        workers: &rayon::ThreadPool,
     ) {
         self.steps += 1;
-        tch::no_grad(|| {
-            for (name, grad) in grads {
-                let param = params[name].shallow_clone();
-                let projection = name.starts_with("layers.") && param.dim() == 2;
-                match self.muon.filter(|_| projection) {
-                    Some(muon) => self.muon_step(name, &param, grad, muon, lr, &rows(name)),
-                    None => self.adamw_step(name, &param, grad, lr),
-                }
+        let (adamw, steps) = (self.adamw, i32::try_from(self.steps).unwrap_or(i32::MAX));
+        let mut work: Vec<Work> = Vec::with_capacity(grads.len());
+        for (name, grad) in grads {
+            let param = params[&name].shallow_clone();
+            let projection = name.starts_with("layers.") && param.dim() == 2;
+            let muon = self.muon.filter(|_| projection);
+            let slots = if muon.is_some() { &["momentum"][..] } else { &["m", "v"] };
+            let state: Vec<Tensor> =
+                slots.iter().map(|slot| self.slot(format!("{slot}.{name}"), &param)).collect();
+            work.push((name, param, grad, state, muon));
+        }
+        let one = |(name, param, mut grad, state, muon): Work| {
+            if scale < 1.0 {
+                let _ = grad.g_mul_scalar_(scale);
             }
-        });
+            match (muon, &state[..]) {
+                (Some(muon), [mean]) => muon.step(&param, &grad, mean, lr, &rows(&name)),
+                (_, [m, v]) => adamw.step(&param, &grad, (m, v), lr, steps),
+                _ => {}
+            }
+        };
+        workers.install(|| work.into_par_iter().for_each(|tensor| tch::no_grad(|| one(tensor))));
     }
+}
 
-    fn adamw_step(&mut self, name: &str, param: &Tensor, grad: &Tensor, lr: f64) {
-        let AdamW { beta1, beta2, eps, weight_decay } = self.adamw;
-        let t = i32::try_from(self.steps).unwrap_or(i32::MAX);
-        let (mut m, mut v) = (self.slot(format!("m.{name}"), param), self.slot(format!("v.{name}"), param));
-        m.copy_(&(&m * beta1 + grad * (1.0 - beta1)));
-        v.copy_(&(&v * beta2 + grad.square() * (1.0 - beta2)));
-        let step = (&m / (1.0 - beta1.powi(t))) / ((&v / (1.0 - beta2.powi(t))).sqrt() + eps);
+impl AdamW {
+    /// Step number `t`, from 1.
+    fn step(self, param: &Tensor, grad: &Tensor, (m, v): (&Tensor, &Tensor), lr: f64, t: i32) {
+        let Self { beta1, beta2, eps, weight_decay } = self;
         let decay = if param.dim() > 1 { 1.0 - lr * weight_decay } else { 1.0 };
-        param.shallow_clone().copy_(&(param * decay - step * lr));
+        let stretches = |x: &Tensor| x.view([-1]).split(STRETCH, 0).into_iter();
+        let each = stretches(param).zip(stretches(&grad.contiguous())).zip(stretches(m).zip(stretches(v)));
+        for ((mut param, grad), (mut m, mut v)) in each {
+            m.copy_(&(&m * beta1 + &grad * (1.0 - beta1)));
+            v.copy_(&(&v * beta2 + grad.square() * (1.0 - beta2)));
+            let step = (&m / (1.0 - beta1.powi(t))) / ((&v / (1.0 - beta2.powi(t))).sqrt() + eps);
+            param.copy_(&(&param * decay - step * lr));
+        }
     }
+}
 
-    fn muon_step(&mut self, name: &str, param: &Tensor, grad: &Tensor, muon: Muon, lr: f64, rows: &[i64]) {
-        let lr = lr * muon.lr_factor;
-        let mut mean = self.slot(format!("momentum.{name}"), param);
-        mean.copy_(&(&mean * muon.momentum + grad));
+impl Muon {
+    fn step(self, param: &Tensor, grad: &Tensor, mean: &Tensor, lr: f64, rows: &[i64]) {
+        let lr = lr * self.lr_factor;
+        let mut mean = mean.shallow_clone();
+        mean.copy_(&(&mean * self.momentum + grad));
         // Nesterov: look ahead along the mean.
-        let ahead = grad + &mean * muon.momentum;
+        let ahead = grad + &mean * self.momentum;
         let parts: Vec<Tensor> = ahead.split_with_sizes(rows, 0).iter().map(matched).collect();
         let step = Tensor::cat(&parts, 0);
-        param.shallow_clone().copy_(&(param * (1.0 - lr * muon.weight_decay) - step * lr));
+        param.shallow_clone().copy_(&(param * (1.0 - lr * self.weight_decay) - step * lr));
     }
 }
 

@@ -7,25 +7,26 @@
 use parl_kernels::shape::ModelShape;
 use tch::{Kind, Tensor};
 
-use super::model::{Params, hidden_watched};
+use super::model::{Packed, Params, hidden_watched};
 
 /// The largest causal attention logit of each group of heads in each layer, `[layers][kv_heads]`.
 pub(super) fn peaks(shape: &ModelShape, params: &Params, sequences: &[Vec<i64>]) -> Vec<Vec<f64>> {
     let mut peaks = vec![vec![f64::NEG_INFINITY; shape.kv_heads]; shape.layers];
     for tokens in sequences {
-        let tokens = Tensor::from_slice(tokens).unsqueeze(0);
+        let packed = Packed::one(tokens, params["embed"].kind());
         let mut watch = |layer: usize, q: &Tensor, k: &Tensor| {
+            let group = (shape.heads / shape.kv_heads) as i64;
+            let (q, k) = (q.transpose(0, 1), k.transpose(0, 1).repeat_interleave_self_int(group, 0, None));
             let scores = q.matmul(&k.transpose(-2, -1)) / (shape.head_dim as f64).sqrt();
             let hidden = scores.ones_like().triu(1).to_kind(Kind::Bool);
-            // [1, heads, T, T] to the largest of each query head.
-            let heads = scores.masked_fill(&hidden, f64::NEG_INFINITY).amax([0, 2, 3], false);
-            let group = shape.heads / shape.kv_heads;
+            // [heads, T, T] to the largest of each query head.
+            let heads = scores.masked_fill(&hidden, f64::NEG_INFINITY).amax([1, 2], false);
             for head in 0..shape.heads {
-                let peak = &mut peaks[layer][head / group];
+                let peak = &mut peaks[layer][head / group as usize];
                 *peak = peak.max(heads.double_value(&[head as i64]));
             }
         };
-        let _ = tch::no_grad(|| hidden_watched(shape, params, &tokens, &mut watch));
+        let _ = tch::no_grad(|| hidden_watched(shape, params, &packed, &mut watch));
     }
     peaks
 }

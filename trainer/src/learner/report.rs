@@ -23,7 +23,7 @@ pub struct StepReport {
     pub qk_clipped: usize,
     /// Tokens trained on; those of samples without a gradient are left out.
     pub trained_tokens: usize,
-    /// Tokens computed, padding included.
+    /// Tokens computed; what samples begin with alike counts once.
     pub computed_tokens: usize,
     /// Seconds.
     pub seconds: f64,

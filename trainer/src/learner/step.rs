@@ -9,10 +9,12 @@ use std::time::Instant;
 use parl_kernels::shape::ModelShape;
 use parl_kernels::weights::WeightSet;
 use rayon::prelude::*;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
-use super::model::{Params, hidden, log_probs};
-use super::objective::Tokens;
+use super::micro_batch::MicroBatch;
+use super::model::Params;
+use super::optimizer::STRETCH;
+use super::packing::{Family, families, micro_batches};
 use super::{LearnerError, Objective, Optimizer, StepReport, guarded, lease, qk_clip};
 
 /// Sequences on which attention logits are measured for QK-Clip.
@@ -42,6 +44,11 @@ impl Sample {
     pub(super) fn trained(&self) -> usize {
         self.mask.iter().filter(|m| **m).count()
     }
+
+    /// The tokens that trained ones are predicted from: all before the last of them.
+    pub(super) fn inputs(&self) -> &[u32] {
+        &self.tokens[..self.mask.iter().rposition(|trained| *trained).unwrap_or(0)]
+    }
 }
 
 /// A model that is trained.
@@ -52,23 +59,11 @@ pub struct Learner {
     pub optimizer: Optimizer,
     /// Gradients longer than this are scaled down to it.
     pub grad_clip: f64,
-    /// Tokens of a micro-batch, padding included.
+    /// Tokens of a micro-batch, at most; a longer sample is one of its own.
     pub micro_batch_tokens: usize,
     workers: rayon::ThreadPool,
     version: u64,
     leases: Vec<Weak<dyn Any + Send + Sync>>,
-}
-
-struct Micro {
-    grads: BTreeMap<String, Tensor>,
-    loss: f64,
-    entropy: f64,
-    kl: f64,
-    worst: f64,
-    outside: (f64, f64),
-    tokens: usize,
-    forward_seconds: f64,
-    backward_seconds: f64,
 }
 
 impl Learner {
@@ -158,28 +153,20 @@ impl Learner {
         let started = Instant::now();
         self.check(samples)?;
         let shares = objective.shares(samples);
-        let batches = micro_batches(samples, self.micro_batch_tokens, objective);
+        let asked = (0..samples.len()).filter(|i| objective.asks(&samples[*i])).collect();
+        let batches = self.micro_batches(samples, asked);
         let done = AtomicUsize::new(0);
-        let shape = &self.shape;
-        // Aliases share the memory but have gradients of their own; each worker is handed its own handles.
-        let alias = |(name, p): (&String, &Tensor)| (name.clone(), p.detach().set_requires_grad(true));
-        let work: Vec<(&Vec<usize>, Params)> =
-            guarded(|| batches.iter().map(|b| (b, self.params.iter().map(alias).collect())).collect())?;
-        let results: Vec<Result<Micro, LearnerError>> = self.workers.install(|| {
-            work.into_par_iter()
-                .map(|(batch, leaves)| {
-                    let micro = guarded(|| backward(shape, leaves, samples, batch, &shares, objective));
-                    progress(done.fetch_add(1, Ordering::Relaxed) + 1, batches.len());
-                    micro
-                })
-                .collect()
-        });
+        let (shape, kind) = (&self.shape, self.params["embed"].kind());
+        let results = self.of_each(&batches, |batch, leaves| {
+            let micro = MicroBatch::of(samples, batch, &shares, kind).backward(shape, leaves, objective);
+            progress(done.fetch_add(1, Ordering::Relaxed) + 1, batches.len());
+            micro
+        })?;
         let mut report = StepReport { updates: 1, ..StepReport::default() };
         let workers = self.workers.current_num_threads() as f64;
-        let mut grads: BTreeMap<String, Tensor> = BTreeMap::new();
+        let mut parts: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
         // In the order of the batches, whoever was done first.
         for micro in results {
-            let micro = micro?;
             report.loss += micro.loss;
             report.entropy += micro.entropy;
             report.mismatch_kl += micro.kl;
@@ -190,36 +177,34 @@ impl Learner {
             report.forward_seconds += micro.forward_seconds / workers;
             report.backward_seconds += micro.backward_seconds / workers;
             for (name, grad) in micro.grads {
-                match grads.get_mut(&name) {
-                    Some(sum) => *sum = &*sum + grad,
-                    None => drop(grads.insert(name, grad)),
-                }
+                parts.entry(name).or_default().push(grad);
             }
         }
-        report.computed_tokens = batches.iter().map(|b| b.len() * longest(samples, b)).sum();
+        report.computed_tokens = batches.iter().flatten().map(|family| family.tokens(samples)).sum();
         let n = report.trained_tokens.max(1) as f64;
         for mean in
             [&mut report.entropy, &mut report.mismatch_kl, &mut report.clipped_low, &mut report.clipped_high]
         {
             *mean /= n;
         }
-        let square = |g: &Tensor| g.to_kind(Kind::Double).square().sum(None).double_value(&[]);
-        report.grad_norm = guarded(|| grads.values().map(square).sum::<f64>())?.sqrt();
+        let summed = |(name, parts): (String, Vec<Tensor>)| {
+            let sum = tch::no_grad(|| parts.into_iter().reduce(|mut sum, part| sum.g_add_(&part)));
+            sum.map(|sum| (name, square(&sum), sum))
+        };
+        let summed: Vec<(String, f64, Tensor)> =
+            guarded(|| self.workers.install(|| parts.into_par_iter().filter_map(summed).collect()))?;
+        report.grad_norm = summed.iter().map(|(_, square, _)| square).sum::<f64>().sqrt();
         for (what, value) in [("the loss", report.loss), ("the gradient's norm", report.grad_norm)] {
             if !value.is_finite() {
                 return Err(LearnerError::NotFinite { what, value });
             }
         }
-        if report.grad_norm > self.grad_clip {
-            let scale = self.grad_clip / report.grad_norm;
-            for grad in grads.values_mut() {
-                *grad = &*grad * scale;
-            }
-        }
         let moving = Instant::now();
+        let scale = (self.grad_clip / report.grad_norm).min(1.0);
+        let grads = summed.into_iter().map(|(name, _, grad)| (name, grad)).collect();
         let (optimizer, params) = (&mut self.optimizer, &self.params);
-        let shape = &self.shape;
-        guarded(|| optimizer.update(params, &grads, lr, &|name| shape.part_rows(name)))?;
+        let workers = &self.workers;
+        guarded(|| optimizer.update(params, grads, scale, lr, &|name| shape.part_rows(name), workers))?;
         if let Some(limit) = self.optimizer.qk_clip().filter(|_| !self.shape.qk_norm) {
             let watched: Vec<Vec<i64>> = samples
                 .iter()
@@ -243,18 +228,42 @@ impl Learner {
     /// As [`Learner::train_step`].
     pub fn log_probs(&self, samples: &[Sample]) -> Result<Vec<Vec<f32>>, LearnerError> {
         self.check(samples)?;
+        let asked = (0..samples.len()).filter(|i| samples[*i].trained() > 0).collect();
+        let batches = self.micro_batches(samples, asked);
+        let (shape, kind) = (&self.shape, self.params["embed"].kind());
+        let shares = vec![0.0; samples.len()];
+        let results = self.of_each(&batches, |batch, params| {
+            floats(&MicroBatch::of(samples, batch, &shares, kind).log_probs(shape, &params))
+        })?;
         let mut all = vec![Vec::new(); samples.len()];
-        for (i, _) in samples.iter().enumerate() {
-            all[i] = guarded(|| {
-                tch::no_grad(|| {
-                    let places = Places::of(samples, &[i], &vec![0.0; samples.len()]);
-                    let h = hidden(&self.shape, &self.params, &places.tokens);
-                    let rows = (&places.rows, &places.targets, &places.temperatures);
-                    floats(&log_probs(&self.shape, &self.params, &h, rows).0)
-                })
-            })?;
+        for (batch, logprobs) in batches.iter().zip(results) {
+            let mut logprobs = logprobs.into_iter();
+            for i in batch.iter().flat_map(|family| &family.members) {
+                all[*i] = logprobs.by_ref().take(samples[*i].trained()).collect();
+            }
         }
         Ok(all)
+    }
+
+    fn micro_batches(&self, samples: &[Sample], asked: Vec<usize>) -> Vec<Vec<Family>> {
+        let budget = self.micro_batch_tokens;
+        micro_batches(samples, families(samples, asked, budget), budget)
+    }
+
+    /// Does `work` for each micro-batch, shared out to the workers; the results stand in the order of the batches. Each
+    /// gets handles of its own, which share the parameters' memory but not their gradients.
+    fn of_each<T: Send>(
+        &self,
+        batches: &[Vec<Family>],
+        work: impl Fn(&[Family], Params) -> T + Sync,
+    ) -> Result<Vec<T>, LearnerError> {
+        let alias = |(name, p): (&String, &Tensor)| (name.clone(), p.detach());
+        let handed: Vec<(&Vec<Family>, Params)> =
+            guarded(|| batches.iter().map(|b| (b, self.params.iter().map(alias).collect())).collect())?;
+        let one = |(batch, params): (&Vec<Family>, Params)| guarded(|| work(batch, params));
+        let results: Vec<Result<T, LearnerError>> =
+            self.workers.install(|| handed.into_par_iter().map(one).collect());
+        results.into_iter().collect()
     }
 
     fn check(&self, samples: &[Sample]) -> Result<(), LearnerError> {
@@ -288,121 +297,10 @@ impl Learner {
     }
 }
 
-fn longest(samples: &[Sample], batch: &[usize]) -> usize {
-    batch.iter().map(|i| samples[*i].tokens.len()).max().unwrap_or(0)
-}
-
-/// Samples of like length together, up to a budget of padded tokens; samples that ask for nothing are left out.
-fn micro_batches(samples: &[Sample], budget: usize, objective: Objective) -> Vec<Vec<usize>> {
-    let mut order: Vec<usize> = (0..samples.len()).filter(|i| objective.asks(&samples[*i])).collect();
-    order.sort_by_key(|i| (std::cmp::Reverse(samples[*i].tokens.len()), *i));
-    let mut batches: Vec<Vec<usize>> = Vec::new();
-    for i in order {
-        match batches.last_mut() {
-            Some(batch) if (batch.len() + 1) * longest(samples, batch) <= budget => batch.push(i),
-            _ => batches.push(vec![i]),
-        }
-    }
-    batches
-}
-
-/// The tensors of a micro-batch.
-struct Places {
-    tokens: Tensor,
-    rows: Tensor,
-    targets: Tensor,
-    temperatures: Tensor,
-    old: Tensor,
-    advantage: Tensor,
-    weight: Tensor,
-    sequence: Tensor,
-    lengths: Tensor,
-}
-
-impl Places {
-    fn of(samples: &[Sample], batch: &[usize], shares: &[f64]) -> Self {
-        let width = longest(samples, batch);
-        let mut tokens = vec![0i64; batch.len() * width];
-        let (mut rows, mut targets, mut sequence) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut temperatures, mut old, mut advantage, mut weight) =
-            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for (b, i) in batch.iter().enumerate() {
-            let sample = &samples[*i];
-            for (t, token) in sample.tokens.iter().enumerate() {
-                tokens[b * width + t] = i64::from(*token);
-                if sample.mask[t] {
-                    // A token is predicted from the place before it.
-                    rows.push((b * width + t - 1) as i64);
-                    targets.push(i64::from(*token));
-                    temperatures.push(sample.temperatures[t]);
-                    old.push(sample.logprobs[t]);
-                    advantage.push(sample.advantage);
-                    weight.push(shares[*i] as f32);
-                    sequence.push(b as i64);
-                }
-            }
-        }
-        let lengths: Vec<f32> = batch.iter().map(|i| samples[*i].trained() as f32).collect();
-        Self {
-            tokens: Tensor::from_slice(&tokens)
-                .view([batch.len() as i64, width as i64])
-                .to_device(Device::Cpu),
-            rows: Tensor::from_slice(&rows),
-            targets: Tensor::from_slice(&targets),
-            temperatures: Tensor::from_slice(&temperatures),
-            old: Tensor::from_slice(&old),
-            advantage: Tensor::from_slice(&advantage),
-            weight: Tensor::from_slice(&weight),
-            sequence: Tensor::from_slice(&sequence),
-            lengths: Tensor::from_slice(&lengths),
-        }
-    }
-}
-
-fn backward(
-    shape: &ModelShape,
-    leaves: Params,
-    samples: &[Sample],
-    batch: &[usize],
-    shares: &[f64],
-    objective: Objective,
-) -> Micro {
-    let started = Instant::now();
-    let places = Places::of(samples, batch, shares);
-    let h = hidden(shape, &leaves, &places.tokens);
-    let (logp, entropy) =
-        log_probs(shape, &leaves, &h, (&places.rows, &places.targets, &places.temperatures));
-    let tokens = Tokens {
-        logp: &logp,
-        old: &places.old,
-        advantage: &places.advantage,
-        weight: &places.weight,
-        sequence: &places.sequence,
-        lengths: &places.lengths,
-    };
-    let loss = objective.loss(&tokens);
-    let forward_seconds = started.elapsed().as_secs_f64();
-    loss.backward();
-    let backward_seconds = started.elapsed().as_secs_f64() - forward_seconds;
-    let number = |t: &Tensor| t.to_kind(Kind::Double).sum(None).double_value(&[]);
-    let (kl, worst, outside) = tch::no_grad(|| {
-        let log_ratio = (&logp - &places.old).to_kind(Kind::Double);
-        let kl = log_ratio.exp() - 1.0 - &log_ratio;
-        (number(&kl), log_ratio.abs().max().double_value(&[]), objective.outside(&tokens))
-    });
-    let tokens = logp.numel();
-    let grads = leaves.into_iter().map(|(name, leaf)| (name, leaf.grad())).filter(|(_, g)| g.defined());
-    Micro {
-        loss: number(&loss.detach()),
-        entropy: number(&entropy),
-        kl,
-        worst,
-        outside,
-        tokens,
-        forward_seconds,
-        backward_seconds,
-        grads: grads.collect(),
-    }
+/// Σ x² in f64, over a cache's worth of elements at a time.
+fn square(tensor: &Tensor) -> f64 {
+    let parts = tensor.flatten(0, -1).split(STRETCH, 0);
+    parts.iter().map(|x| x.to_kind(Kind::Double).square().sum(None).double_value(&[])).sum()
 }
 
 /// A tensor's elements.

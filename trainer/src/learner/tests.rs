@@ -82,9 +82,16 @@ fn the_engine_and_the_learner_agree() {
             let mut backend = CpuBackend::new(level);
             backend.reserve_kv(16, 8).unwrap();
             backend.install(SetId(0), learner.lease().unwrap()).unwrap();
-            for sample in samples(&shape, 9) {
-                let row =
-                    PlanRow { tokens: sample.tokens.clone(), start: 0, blocks: vec![3, 1, 7], draw: None };
+            let samples = [samples(&shape, 9), grouped(&shape)].concat();
+            // What is computed together has the log-probs of what is computed alone.
+            let together = learner.log_probs(&samples).unwrap();
+            for (sample, together) in samples.into_iter().zip(together) {
+                let row = PlanRow {
+                    tokens: sample.tokens.clone(),
+                    start: 0,
+                    blocks: vec![3, 1, 7, 5, 2],
+                    draw: None,
+                };
                 let plan =
                     Plan { copies: Vec::new(), groups: vec![PlanGroup { set: SetId(0), rows: vec![row] }] };
                 let logits = backend.logits(&plan).unwrap();
@@ -95,10 +102,121 @@ fn the_engine_and_the_learner_agree() {
                     let total = scaled.iter().map(|l| l.exp()).sum::<f64>().ln();
                     engine.push((scaled[*token as usize] - total) as f32);
                 }
-                let learnt = learner.log_probs(std::slice::from_ref(&sample)).unwrap().remove(0);
-                for (a, b) in engine.iter().zip(&learnt) {
+                let alone = learner.log_probs(std::slice::from_ref(&sample)).unwrap().remove(0);
+                assert_eq!([alone.len(), together.len()], [engine.len(); 2]);
+                for (a, b) in engine.iter().zip(&alone).chain(engine.iter().zip(&together)) {
                     assert!((a - b).abs() <= 1e-4, "{level:?}: {a} {b}");
                 }
+            }
+        }
+    }
+}
+
+/// Three groups whose samples share their prompts: of one token, of twenty, and of twenty that go on alike, drawn tokens
+/// and all. Suffixes are ragged, some are empty, and one group is of a single sample.
+fn grouped(shape: &ModelShape) -> Vec<Sample> {
+    let mut all = samples(shape, 12);
+    for (i, sample) in all.iter_mut().enumerate() {
+        let prompt: &[u32] = match i / 4 {
+            0 => &[7],
+            1 => &[11; 20],
+            _ => &[13; 20],
+        };
+        let drawn = prompt.len().max(2);
+        // The last group has the first one's words: two samples alike, one of them cut short in the other.
+        if i >= 8 {
+            sample.tokens = vec![5, 6, 7, 8, 9, 10, 12, 14, 15][..[9, 9, 6, 3][i - 8]].to_vec();
+        }
+        sample.tokens = [prompt, &sample.tokens].concat();
+        let n = sample.tokens.len();
+        sample.mask = (0..n).map(|j| j >= drawn && j % 4 != 1).collect();
+        sample.temperatures = sample.mask.iter().map(|m| if *m { 0.7 } else { 1.0 }).collect();
+        sample.logprobs =
+            (0..n).map(|j| if sample.mask[j] { -3.0 - (j % 3) as f32 * 0.1 } else { 0.0 }).collect();
+    }
+    all.push(Sample { group: 3, ..all[4].clone() });
+    all.last_mut().unwrap().tokens[0] = 1;
+    all
+}
+
+/// Loss and gradients in f64, each sample alone, all of it by autograd over the whole of its logits.
+fn plainly(
+    shape: &ModelShape,
+    params: &Params,
+    samples: &[Sample],
+    objective: Objective,
+) -> (f64, Vec<(String, Tensor)>) {
+    let shares = objective.shares(samples);
+    let leaf = |(n, p): (&String, &Tensor)| (n.clone(), p.detach().set_requires_grad(true));
+    let leaves: Params = params.iter().map(leaf).collect();
+    let mut total = 0.0;
+    for (sample, share) in samples.iter().zip(shares) {
+        let ids: Vec<i64> = sample.tokens.iter().map(|t| i64::from(*t)).collect();
+        let h = model::hidden(shape, &leaves, &model::Packed::one(&ids, Kind::Double));
+        let at: Vec<i64> = (0..ids.len() as i64).filter(|t| sample.mask[*t as usize]).collect();
+        let before = Tensor::from_slice(&at) - 1;
+        let drawn: Vec<i64> = at.iter().map(|t| ids[*t as usize]).collect();
+        let logits = h.index_select(0, &before).linear::<&Tensor>(&leaves[model::head_name(shape)], None);
+        let all = (logits / f64::from(0.7f32)).log_softmax(-1, None);
+        let logp = all.gather(1, &Tensor::from_slice(&drawn).unsqueeze(1), false).squeeze_dim(1);
+        let old: Vec<f32> = at.iter().map(|t| sample.logprobs[*t as usize]).collect();
+        let loss = objective.loss(&objective::Tokens {
+            logp: &logp,
+            old: &Tensor::from_slice(&old),
+            advantage: &Tensor::full([at.len() as i64], f64::from(sample.advantage), tch::kind::DOUBLE_CPU),
+            weight: &Tensor::full([at.len() as i64], f64::from(share as f32), tch::kind::DOUBLE_CPU),
+            sequence: &Tensor::zeros([at.len() as i64], tch::kind::INT64_CPU),
+            lengths: &Tensor::from_slice(&[at.len() as f64]),
+        });
+        loss.backward();
+        total += loss.double_value(&[]);
+    }
+    let mut grads: Vec<(String, Tensor)> = leaves.iter().map(|(n, l)| (n.clone(), l.grad())).collect();
+    grads.sort_by(|a, b| a.0.cmp(&b.0));
+    (total, grads)
+}
+
+#[test]
+fn what_is_shared_has_the_loss_and_the_gradient_of_what_is_not() {
+    let grpo = Objective::Grpo { clip_low: 0.2, clip_high: 0.28 };
+    let gspo = Objective::Gspo { clip_low: 0.5, clip_high: 0.5 };
+    let cases = [(false, false, true, K25), (true, false, false, grpo), (false, true, true, gspo)];
+    for (bias, norm, tied, objective) in cases {
+        let shape = shape(bias, norm, tied);
+        let double: Params = params(&shape).into_iter().map(|(n, p)| (n, p.to_kind(Kind::Double))).collect();
+        let samples = grouped(&shape);
+        let (loss, grads) = plainly(&shape, &double, &samples, objective);
+        let shares = objective.shares(&samples);
+        let of = |stretches: &[(usize, usize)]| -> Vec<packing::Family> {
+            stretches.iter().map(|(a, b)| packing::Family::of(&samples, (*a..*b).collect())).collect()
+        };
+        let prefixes: Vec<usize> =
+            of(&[(0, 4), (4, 8), (8, 12), (12, 13)]).iter().map(|f| f.prefix).collect();
+        assert_eq!(prefixes, [1, 20, samples[11].inputs().len(), samples[12].inputs().len()]);
+        // Groups whole in one micro-batch; cut over several; all of it apart; as it is planned.
+        let asked = (0..samples.len()).collect();
+        let planned = packing::families(&samples, asked, 60);
+        assert!(planned.iter().any(|family| family.members.len() > 2), "{planned:?}");
+        for cut in [
+            vec![of(&[(0, 4), (4, 8), (8, 12), (12, 13)])],
+            vec![of(&[(0, 2), (8, 12)]), of(&[(2, 4), (4, 5)]), of(&[(5, 8), (12, 13)])],
+            (0..13).map(|i| of(&[(i, i + 1)])).collect(),
+            packing::micro_batches(&samples, planned, 60),
+        ] {
+            let mut total = 0.0;
+            let mut sums: Params = double.iter().map(|(n, p)| (n.clone(), p.zeros_like())).collect();
+            for families in &cut {
+                let alias = double.iter().map(|(n, p)| (n.clone(), p.detach())).collect();
+                let batch = micro_batch::MicroBatch::of(&samples, families, &shares, Kind::Double);
+                let micro = batch.backward(&shape, alias, objective);
+                total += micro.loss;
+                micro.grads.iter().for_each(|(n, g)| drop(sums.get_mut(n).unwrap().g_add_(g)));
+            }
+            assert!((total - loss).abs() < 1e-12 * loss.abs().max(1.0), "{objective:?}: {total} {loss}");
+            for (name, grad) in &grads {
+                let apart = (&sums[name] - grad).abs().max().double_value(&[]);
+                let size = grad.abs().max().double_value(&[]);
+                assert!(size > 0.0 && apart < 1e-11 * size, "{objective:?} {name}: {apart} of {size}");
             }
         }
     }
@@ -121,7 +239,8 @@ fn bits_do_not_depend_on_the_workers() {
 
 fn same_bits(shape: &ModelShape) {
     let (mut one, mut two) = (learner(shape, 1), learner(shape, 2));
-    let samples = recorded(&one, 20);
+    let mut samples = recorded(&one, 20);
+    samples.extend(grouped(shape).into_iter().map(|s| Sample { group: s.group + 5, ..s }));
     for _ in 0..3 {
         let a = one.train_step(&samples, K25, 1e-3, &|_, _| {}).unwrap();
         let b = two.train_step(&samples, K25, 1e-3, &|_, _| {}).unwrap();

@@ -67,7 +67,7 @@ pub struct SftConfig {
     /// Decoder layers.
     #[schemars(range(min = 1, max = 128))]
     pub layers: u32,
-    /// Padded tokens of a micro-batch.
+    /// Tokens of a micro-batch, at most; a longer sample is one of its own.
     #[schemars(range(min = 64, max = 1_000_000))]
     pub micro_batch_tokens: u32,
     /// Workers, one libtorch thread each; 0 takes all cores.

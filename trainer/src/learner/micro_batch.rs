@@ -1,0 +1,160 @@
+//! A micro-batch: families of samples as tensors, its loss and its gradients.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use parl_kernels::shape::ModelShape;
+use tch::{Kind, Tensor};
+
+use super::attention::Segments;
+use super::head::{Drawn, drawn};
+use super::model::{Packed, Params, head_name, hidden};
+use super::objective::Tokens;
+use super::packing::Family;
+use super::{Objective, Sample};
+
+/// The tensors of a micro-batch. Trained tokens stand in the order of families, members, tokens.
+pub(super) struct MicroBatch {
+    packed: Packed,
+    /// The row of `packed` that each trained token was drawn at.
+    rows: Tensor,
+    targets: Tensor,
+    temperatures: Tensor,
+    old: Tensor,
+    advantage: Tensor,
+    weight: Tensor,
+    sequence: Tensor,
+    lengths: Tensor,
+}
+
+/// What came of a micro-batch: sums over its trained tokens, and gradients by name.
+pub(super) struct Micro {
+    pub grads: BTreeMap<String, Tensor>,
+    pub loss: f64,
+    pub entropy: f64,
+    pub kl: f64,
+    pub worst: f64,
+    pub outside: (f64, f64),
+    pub tokens: usize,
+    pub forward_seconds: f64,
+    pub backward_seconds: f64,
+}
+
+impl MicroBatch {
+    /// Of these families; `kind` is that of the parameters, `shares` is each sample's tokens' share of the loss.
+    pub(super) fn of(samples: &[Sample], families: &[Family], shares: &[f64], kind: Kind) -> Self {
+        let (mut tokens, mut positions) = (Vec::new(), Vec::new());
+        let (mut rows, mut targets, mut sequence) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut temperatures, mut old, mut advantage) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut weight, mut lengths) = (Vec::new(), Vec::new());
+        let mut segments = Vec::new();
+        let mut compute = |inputs: &[u32], from: usize| {
+            tokens.extend(inputs.iter().map(|t| i64::from(*t)));
+            positions.extend((from..from + inputs.len()).map(|p| p as i64));
+            tokens.len() - inputs.len()
+        };
+        for Family { prefix, members } in families {
+            let base = compute(&samples[members[0]].inputs()[..*prefix], 0);
+            let mut suffixes = Vec::new();
+            for i in members {
+                let sample = &samples[*i];
+                let own = &sample.inputs()[*prefix..];
+                let start = compute(own, *prefix);
+                suffixes.push(own.len());
+                for t in (0..sample.tokens.len()).filter(|t| sample.mask[*t]) {
+                    // A token is predicted from the place before it.
+                    let row = if t > *prefix { start + t - 1 - prefix } else { base + t - 1 };
+                    rows.push(row as i64);
+                    targets.push(i64::from(sample.tokens[t]));
+                    temperatures.push(sample.temperatures[t]);
+                    old.push(sample.logprobs[t]);
+                    advantage.push(sample.advantage);
+                    weight.push(shares[*i] as f32);
+                    sequence.push(lengths.len() as i64);
+                }
+                lengths.push(sample.trained() as f32);
+            }
+            segments.push(Segments::new(*prefix, &suffixes, kind));
+        }
+        Self {
+            packed: Packed {
+                tokens: Tensor::from_slice(&tokens),
+                positions: Tensor::from_slice(&positions),
+                families: segments,
+            },
+            rows: Tensor::from_slice(&rows),
+            targets: Tensor::from_slice(&targets),
+            temperatures: Tensor::from_slice(&temperatures),
+            old: Tensor::from_slice(&old),
+            advantage: Tensor::from_slice(&advantage),
+            weight: Tensor::from_slice(&weight),
+            sequence: Tensor::from_slice(&sequence),
+            lengths: Tensor::from_slice(&lengths),
+        }
+    }
+
+    /// Hidden states that tokens were drawn at, over their temperatures, `[trained tokens, hidden]`: logits / T are
+    /// these times the head.
+    fn drawn_at(&self, shape: &ModelShape, params: &Params) -> Tensor {
+        let chosen = hidden(shape, params, &self.packed).index_select(0, &self.rows);
+        chosen / self.temperatures.unsqueeze(1)
+    }
+
+    /// Log-probs of the trained tokens, without gradient.
+    pub(super) fn log_probs(&self, shape: &ModelShape, params: &Params) -> Tensor {
+        let x = tch::no_grad(|| self.drawn_at(shape, params));
+        drawn(&params[head_name(shape)], &x, &self.targets, false).logp
+    }
+
+    /// Loss and gradients; `params` are handles that nobody else has, so that each gets a gradient of its own.
+    pub(super) fn backward(&self, shape: &ModelShape, params: Params, objective: Objective) -> Micro {
+        let started = Instant::now();
+        let leaves: Params = params.into_iter().map(|(name, p)| (name, p.set_requires_grad(true))).collect();
+        let head = &leaves[head_name(shape)];
+        let x = self.drawn_at(shape, &leaves);
+        let words: Drawn = drawn(head, &x, &self.targets, true);
+        let entropy = words.entropy.shallow_clone();
+        let logp = words.logp.shallow_clone().set_requires_grad(true);
+        let tokens = Tokens {
+            logp: &logp,
+            old: &self.old,
+            advantage: &self.advantage,
+            weight: &self.weight,
+            sequence: &self.sequence,
+            lengths: &self.lengths,
+        };
+        let loss = objective.loss(&tokens);
+        let forward_seconds = started.elapsed().as_secs_f64();
+        loss.backward();
+        let (by_x, by_head) = words.gradients(head, &x, &self.targets, &logp.grad());
+        // The gradient of this sum with respect to `x` is `by_x`.
+        (&x * by_x).sum(None).backward();
+        let mut grads: BTreeMap<String, Tensor> = leaves
+            .iter()
+            .map(|(name, leaf)| (name.clone(), leaf.grad()))
+            .filter(|(_, g)| g.defined())
+            .collect();
+        match grads.get_mut(head_name(shape)) {
+            Some(embedding) => drop(embedding.g_add_(&by_head)),
+            None => drop(grads.insert(head_name(shape).to_owned(), by_head)),
+        }
+        let backward_seconds = started.elapsed().as_secs_f64() - forward_seconds;
+        let number = |t: &Tensor| t.to_kind(Kind::Double).sum(None).double_value(&[]);
+        let (kl, worst, outside) = tch::no_grad(|| {
+            let log_ratio = (&logp - &self.old).to_kind(Kind::Double);
+            let kl = log_ratio.exp() - 1.0 - &log_ratio;
+            (number(&kl), log_ratio.abs().max().double_value(&[]), objective.outside(&tokens))
+        });
+        Micro {
+            grads,
+            loss: number(&loss.detach()),
+            entropy: number(&entropy),
+            kl,
+            worst,
+            outside,
+            tokens: logp.numel(),
+            forward_seconds,
+            backward_seconds,
+        }
+    }
+}
