@@ -1,6 +1,6 @@
 //! A micro-batch: families of samples as tensors, its loss and its gradients.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
 use parl_kernels::shape::ModelShape;
@@ -16,10 +16,12 @@ use super::{Objective, Sample};
 /// The tensors of a micro-batch. Trained tokens stand in the order of families, members, tokens.
 pub(super) struct MicroBatch {
     packed: Packed,
-    /// The row of `packed` that each trained token was drawn at.
+    /// Of the predictions that differ: the row of `packed` that a token is drawn at, the token, the temperature.
     rows: Tensor,
     targets: Tensor,
     temperatures: Tensor,
+    /// Of the trained tokens: which of the predictions each is, and what the objective asks for.
+    prediction: Tensor,
     old: Tensor,
     advantage: Tensor,
     weight: Tensor,
@@ -44,9 +46,11 @@ impl MicroBatch {
     /// Of these families; `kind` is that of the parameters, `shares` is each sample's tokens' share of the loss.
     pub(super) fn of(samples: &[Sample], families: &[Family], shares: &[f64], kind: Kind) -> Self {
         let (mut tokens, mut positions) = (Vec::new(), Vec::new());
-        let (mut rows, mut targets, mut sequence) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut temperatures, mut old, mut advantage) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut weight, mut lengths) = (Vec::new(), Vec::new());
+        let (mut rows, mut targets, mut temperatures) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut prediction, mut old, mut advantage) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut weight, mut sequence, mut lengths) = (Vec::new(), Vec::new(), Vec::new());
+        // Samples that go on alike in their prefix draw the same tokens at the same places.
+        let mut known: HashMap<(usize, u32, u32), i64> = HashMap::new();
         let mut segments = Vec::new();
         let mut compute = |inputs: &[u32], from: usize| {
             tokens.extend(inputs.iter().map(|t| i64::from(*t)));
@@ -64,9 +68,13 @@ impl MicroBatch {
                 for t in (0..sample.tokens.len()).filter(|t| sample.mask[*t]) {
                     // A token is predicted from the place before it.
                     let row = if t > *prefix { start + t - 1 - prefix } else { base + t - 1 };
-                    rows.push(row as i64);
-                    targets.push(i64::from(sample.tokens[t]));
-                    temperatures.push(sample.temperatures[t]);
+                    let (token, temperature) = (sample.tokens[t], sample.temperatures[t]);
+                    prediction.push(*known.entry((row, token, temperature.to_bits())).or_insert_with(|| {
+                        rows.push(row as i64);
+                        targets.push(i64::from(token));
+                        temperatures.push(temperature);
+                        rows.len() as i64 - 1
+                    }));
                     old.push(sample.logprobs[t]);
                     advantage.push(sample.advantage);
                     weight.push(shares[*i] as f32);
@@ -85,6 +93,7 @@ impl MicroBatch {
             rows: Tensor::from_slice(&rows),
             targets: Tensor::from_slice(&targets),
             temperatures: Tensor::from_slice(&temperatures),
+            prediction: Tensor::from_slice(&prediction),
             old: Tensor::from_slice(&old),
             advantage: Tensor::from_slice(&advantage),
             weight: Tensor::from_slice(&weight),
@@ -93,8 +102,8 @@ impl MicroBatch {
         }
     }
 
-    /// Hidden states that tokens were drawn at, over their temperatures, `[trained tokens, hidden]`: logits / T are
-    /// these times the head.
+    /// Hidden states of the predictions over their temperatures, `[predictions, hidden]`: logits / T are these times the
+    /// head.
     fn drawn_at(&self, shape: &ModelShape, params: &Params) -> Tensor {
         let chosen = hidden(shape, params, &self.packed).index_select(0, &self.rows);
         chosen / self.temperatures.unsqueeze(1)
@@ -103,7 +112,7 @@ impl MicroBatch {
     /// Log-probs of the trained tokens, without gradient.
     pub(super) fn log_probs(&self, shape: &ModelShape, params: &Params) -> Tensor {
         let x = tch::no_grad(|| self.drawn_at(shape, params));
-        drawn(&params[head_name(shape)], &x, &self.targets, false).logp
+        drawn(&params[head_name(shape)], &x, &self.targets, false).logp.index_select(0, &self.prediction)
     }
 
     /// Loss and gradients; `params` are handles that nobody else has, so that each gets a gradient of its own.
@@ -113,8 +122,9 @@ impl MicroBatch {
         let head = &leaves[head_name(shape)];
         let x = self.drawn_at(shape, &leaves);
         let words: Drawn = drawn(head, &x, &self.targets, true);
-        let entropy = words.entropy.shallow_clone();
-        let logp = words.logp.shallow_clone().set_requires_grad(true);
+        let entropy = words.entropy.index_select(0, &self.prediction);
+        let predicted = words.logp.shallow_clone().set_requires_grad(true);
+        let logp = predicted.index_select(0, &self.prediction);
         let tokens = Tokens {
             logp: &logp,
             old: &self.old,
@@ -126,7 +136,7 @@ impl MicroBatch {
         let loss = objective.loss(&tokens);
         let forward_seconds = started.elapsed().as_secs_f64();
         loss.backward();
-        let (by_x, by_head) = words.gradients(head, &x, &self.targets, &logp.grad());
+        let (by_x, by_head) = words.gradients(head, &x, &self.targets, &predicted.grad());
         // The gradient of this sum with respect to `x` is `by_x`.
         (&x * by_x).sum(None).backward();
         let mut grads: BTreeMap<String, Tensor> = leaves

@@ -157,7 +157,7 @@ fn plainly(
         let before = Tensor::from_slice(&at) - 1;
         let drawn: Vec<i64> = at.iter().map(|t| ids[*t as usize]).collect();
         let logits = h.index_select(0, &before).linear::<&Tensor>(&leaves[model::head_name(shape)], None);
-        let all = (logits / f64::from(0.7f32)).log_softmax(-1, None);
+        let all = (logits / f64::from(sample.temperatures[at[0] as usize])).log_softmax(-1, None);
         let logp = all.gather(1, &Tensor::from_slice(&drawn).unsqueeze(1), false).squeeze_dim(1);
         let old: Vec<f32> = at.iter().map(|t| sample.logprobs[*t as usize]).collect();
         let loss = objective.loss(&objective::Tokens {
@@ -184,7 +184,9 @@ fn what_is_shared_has_the_loss_and_the_gradient_of_what_is_not() {
     for (bias, norm, tied, objective) in cases {
         let shape = shape(bias, norm, tied);
         let double: Params = params(&shape).into_iter().map(|(n, p)| (n, p.to_kind(Kind::Double))).collect();
-        let samples = grouped(&shape);
+        let mut samples = grouped(&shape);
+        // The same tokens at the same places as another's, and yet other log-probs.
+        samples[9].temperatures.fill(1.3);
         let (loss, grads) = plainly(&shape, &double, &samples, objective);
         let shares = objective.shares(&samples);
         let of = |stretches: &[(usize, usize)]| -> Vec<packing::Family> {
