@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::Path;
 
+use parl_rollout::tasks::Split;
 use parl_rollout::trajectory::log::TrajectoryLog;
 use parl_tests::{Folder, root};
 use serde_json::Value;
@@ -241,6 +242,25 @@ fn mistakes_are_one_line_and_write_nothing() {
         assert!(outcome.err.contains(wanted), "{arguments:?}: {}", outcome.err);
         assert!(!folder.join("r").exists(), "{arguments:?} wrote something");
     }
+}
+
+#[test]
+fn evaluated_episodes_can_be_kept_and_read_as_a_run() {
+    let folder = Folder::new().unwrap();
+    let kept = folder.join("kept");
+    let place = kept.to_str().unwrap();
+    let eval = ["eval", "--policy", "parallel", "--tasks", "5", "--run-dir", place];
+    let outcome = folder.trainer(&eval).unwrap();
+    assert_eq!(outcome.code, 0, "{}", outcome.err);
+    let log = TrajectoryLog::new(&kept);
+    let records = log.read_step(0).unwrap();
+    assert_eq!(records.len(), 5);
+    assert!(records.iter().all(|r| r.split == Split::Heldout && r.scored.is_some()));
+    let shown = folder.trainer(&["show", place, "--episode", &records[4].episode_id]).unwrap();
+    assert_eq!(shown.code, 0, "{}", shown.err);
+    let again = folder.trainer(&eval).unwrap();
+    assert_eq!(again.code, 2, "{}", again.err);
+    assert!(again.err.contains("holds a run already"), "{}", again.err);
 }
 
 #[test]

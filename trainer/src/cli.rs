@@ -119,6 +119,9 @@ pub struct EvalArgs {
     /// Lift the budget of critical steps.
     #[arg(long)]
     pub lift_budget: bool,
+    /// Keep the episodes in this folder, as a run of one step that `show`, `export` and the notebooks read.
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

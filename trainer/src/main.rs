@@ -19,10 +19,11 @@ use parl_trainer::report::report;
 use parl_trainer::report::source::Source;
 use parl_trainer::report::watch::Watch;
 use parl_trainer::run::environment::Environment;
-use parl_trainer::run::eval::{Row, evaluate, print_table};
+use parl_trainer::run::eval::{self, Row, print_table};
 use parl_trainer::run::folder::Used;
 use parl_trainer::run::seats::{configured, scripted};
 use parl_trainer::run::stored::StoredRun;
+use parl_trainer::run::summary::Summary;
 use parl_trainer::run::{Options, default_folder, run};
 use parl_trainer::terminal::{self, Screen};
 use parl_trainer::track::backfill::backfill;
@@ -124,7 +125,8 @@ fn run_command(args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<()> {
 }
 
 fn eval_command(args: &EvalArgs, out: &mut dyn Write) -> anyhow::Result<()> {
-    let mut config = load(&args.layers)?.config;
+    let mut loaded = load(&args.layers)?;
+    let config = &mut loaded.config;
     if let Some(path) = &args.checkpoint {
         let model = checkpoint::model_in(path)?;
         config.rollout.orchestrator.policy = with_model(&config.rollout.orchestrator.policy, &model);
@@ -133,14 +135,23 @@ fn eval_command(args: &EvalArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         // A script can be measured before there is a model to take its place.
         config.rollout.orchestrator.policy = PolicyConfig::Scripted { script };
     }
-    let environment = Environment::new(&config).map_err(TrainerError::from)?;
+    let config = &loaded.config;
+    let environment = Environment::new(config).map_err(TrainerError::from)?;
+    let keeper = match &args.run_dir {
+        Some(folder) => Some(eval::Keeper::open(&loaded, &environment, folder)?),
+        None => None,
+    };
     let (name, mut policy) = match (args.policy, &args.checkpoint) {
-        (Some(script), _) => (script.name(), scripted(&environment, script, &config)?),
-        (None, None) => ("the config's policy", configured(&environment, &config)?.policy),
-        (None, Some(_)) => ("the checkpoint", configured(&environment, &config)?.policy),
+        (Some(script), _) => (script.name(), scripted(&environment, script, config)?),
+        (None, None) => ("the config's policy", configured(&environment, config)?.policy),
+        (None, Some(_)) => ("the checkpoint", configured(&environment, config)?.policy),
     };
     policy.relieve(config.rollout.subagent.number_at(u64::MAX));
-    let summary = evaluate(&config, &environment, policy.as_mut(), args.tasks, args.lift_budget)?;
+    let records = eval::episodes(config, &environment, policy.as_mut(), args.tasks, args.lift_budget)?;
+    if let Some(keeper) = keeper {
+        keeper.keep(config, &environment, policy.as_ref(), &records)?;
+    }
+    let summary = Summary::of(&records);
     if args.json {
         return print_json(out, &summary);
     }

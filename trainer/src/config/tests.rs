@@ -49,7 +49,7 @@ fn faults_are_told_with_place_key_bound_and_nearest_name() {
             &[],
             "c.yaml:3:5: rollout.subagent.outage_rate: 1.01 is above 1",
         ),
-        ("tasks:\n  type: atlas\n  n_max: 99\n", &[], "c.yaml:3:3: tasks.n_max: 99 is not within 2 to 24"),
+        ("tasks:\n  type: atlas\n  n_max: 99\n", &[], "c.yaml:3:3: tasks.n_max: 99 is not within 2 to 48"),
         (
             "tasks:\n  type: atlas\n  hop_max: 1\n",
             &[],

@@ -16,6 +16,7 @@ mod optimizer;
 mod packing;
 mod qk_clip;
 mod report;
+mod shim;
 mod state;
 mod step;
 mod weights;

@@ -79,6 +79,7 @@ impl Learner {
     ) -> Result<Self, LearnerError> {
         // One libtorch thread everywhere, on the caller's too: a sum that libtorch shares out has other bits.
         tch::set_num_threads(1);
+        super::shim::choose_kernels_by_instructions();
         let workers = rayon::ThreadPoolBuilder::new()
             .num_threads(threads.max(1))
             .start_handler(|_| tch::set_num_threads(1))

@@ -1,16 +1,20 @@
 //! Evaluation on held-out tasks: a policy beside the scripted experts.
 
 use std::io::Write;
+use std::path::Path;
 
 use parl_rollout::config::PolicyConfig;
 use parl_rollout::policy::Policy;
 use parl_rollout::policy::scripted::Script;
 use parl_rollout::swarm::Seat;
+use parl_rollout::trajectory::log::TrajectoryLog;
+use parl_rollout::trajectory::record::EpisodeRecord;
 
 use super::environment::Environment;
+use super::folder::{RunFolder, Used};
 use super::rollout::run_batch;
 use super::summary::Summary;
-use crate::config::Config;
+use crate::config::{Config, Loaded};
 use crate::error::TrainerError;
 
 /// Critical steps where the budget is lifted: more than any task needs.
@@ -36,6 +40,20 @@ pub fn evaluate(
     n: u32,
     lift_budget: bool,
 ) -> Result<Summary, TrainerError> {
+    Ok(Summary::of(&episodes(config, environment, policy, n, lift_budget)?))
+}
+
+/// The scored episodes that [`evaluate`] sums up.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn episodes(
+    config: &Config,
+    environment: &Environment,
+    policy: &mut dyn Policy,
+    n: u32,
+    lift_budget: bool,
+) -> Result<Vec<EpisodeRecord>, TrainerError> {
     let mut rules = environment.rules.clone();
     if lift_budget {
         rules.critical_steps = LIFTED;
@@ -56,8 +74,47 @@ pub fn evaluate(
         policy.set_temperature(Seat::Orchestrator, training);
     }
     policy.forget();
-    let batch = batch?;
-    Ok(Summary::of(&batch.records))
+    Ok(batch?.records)
+}
+
+/// A folder that evaluated episodes are kept in, as the only step of a run of its own, for everything that reads runs.
+pub struct Keeper {
+    folder: RunFolder,
+    resolved: serde_json::Value,
+}
+
+impl Keeper {
+    /// Makes the folder and describes the config in it, before there is anything to lose.
+    ///
+    /// # Errors
+    /// [`TrainerError::Folder`] for a folder that is used, [`TrainerError::Rollout`] when the disk fails.
+    pub fn open(
+        loaded: &Loaded<Config>,
+        environment: &Environment,
+        path: &Path,
+    ) -> Result<Self, TrainerError> {
+        let folder = RunFolder::open(path, Used::Refuse, &super::marker(loaded))?;
+        let resolved =
+            serde_json::to_value(&loaded.config).map_err(|e| TrainerError::Internal(e.to_string()))?;
+        super::describe(&folder, loaded, &resolved, environment)?;
+        Ok(Self { folder, resolved })
+    }
+
+    /// Writes the episodes that `policy` made.
+    ///
+    /// # Errors
+    /// [`TrainerError::Rollout`] when the disk fails.
+    pub fn keep(
+        &self,
+        config: &Config,
+        environment: &Environment,
+        policy: &dyn Policy,
+        records: &[EpisodeRecord],
+    ) -> Result<(), TrainerError> {
+        let meta = super::log_meta(config, &self.resolved, environment, policy, self.folder.attempt);
+        TrajectoryLog::new(self.folder.path()).write_step(&meta, 0, records)?;
+        Ok(())
+    }
 }
 
 /// The scripted experts on the first `n` held-out tasks: the serial one with its budget and without, the parallel

@@ -73,13 +73,7 @@ pub fn run(loaded: &Loaded<Config>, options: &Options, out: &mut dyn Write) -> R
     }
     let Seats { mut policy, learner } = seats::configured(&environment, config)?;
     trainable(config)?;
-    let marker = Marker {
-        run_id: config.run.name.clone(),
-        made_by: concat!("parl ", env!("CARGO_PKG_VERSION")).to_owned(),
-        made_at: jiff::Timestamp::now().to_string(),
-        overrides: loaded.overrides.clone(),
-    };
-    let folder = RunFolder::open(&options.folder, options.used, &marker)?;
+    let folder = RunFolder::open(&options.folder, options.used, &marker(loaded))?;
     let resolved = serde_json::to_value(config).map_err(|e| TrainerError::Internal(e.to_string()))?;
     let meta = log_meta(config, &resolved, &environment, policy.as_ref(), folder.attempt);
     let mut parts = Parts {
@@ -286,6 +280,15 @@ fn trainable(config: &Config) -> Result<(), TrainerError> {
             Err(RolloutError::Config { key, message: message.to_owned() }.into())
         }
         _ => Ok(()),
+    }
+}
+
+fn marker(loaded: &Loaded<Config>) -> Marker {
+    Marker {
+        run_id: loaded.config.run.name.clone(),
+        made_by: concat!("parl ", env!("CARGO_PKG_VERSION")).to_owned(),
+        made_at: jiff::Timestamp::now().to_string(),
+        overrides: loaded.overrides.clone(),
     }
 }
 

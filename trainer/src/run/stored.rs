@@ -55,9 +55,12 @@ impl StoredRun {
 
     /// Sealed steps that may hold an episode whose id is `id` or begins with it.
     pub fn steps_of<'a>(&'a self, id: &'a str) -> impl Iterator<Item = u32> + 'a {
+        // Evaluated episodes are named otherwise.
+        let number = |rest: &str| rest.is_empty() || rest.starts_with(|c: char| c.is_ascii_digit());
+        let by_step = id.strip_prefix('s').is_some_and(number);
         let may = move |step: &u32| {
             let prefix = step_prefix(u64::from(*step));
-            id.starts_with(&prefix) || prefix.starts_with(id)
+            !by_step || id.starts_with(&prefix) || prefix.starts_with(id)
         };
         self.steps.iter().copied().filter(may)
     }

@@ -3,6 +3,8 @@
 //! Habit and skill are kept apart: most demonstrations work in parallel, but whether to work alone or to make a
 //! sub-agent is one token, and its loss is left out but for a small share of them.
 
+use std::collections::HashMap;
+
 use parl_kernels::rng::{RngKey, Stream};
 use parl_rollout::dialect::{Dialect, Mode, Role};
 use parl_rollout::policy::Policy;
@@ -10,13 +12,13 @@ use parl_rollout::policy::scripted::Script;
 use parl_rollout::swarm::driver::{self, Stage};
 use parl_rollout::swarm::{CREATE, EpisodeSpec};
 use parl_rollout::tasks::TaskKind;
-use parl_rollout::tasks::atlas::facts_in;
+use parl_rollout::tasks::atlas::{MAX_ITEMS, facts_in};
 use parl_rollout::trajectory::record::{EpisodeRecord, TokenBranch};
 
 use super::SftConfig;
 use crate::error::TrainerError;
 use crate::learner::Sample;
-use crate::run::environment::Environment;
+use crate::run::environment::{Environment, vocabulary};
 
 /// Tasks whose facts a drill is made of.
 const TASKS_OF_A_DRILL: u64 = 4;
@@ -28,13 +30,13 @@ const FACTS_OF_A_DOCUMENT: usize = 4;
 const DRILLS: u64 = 1 << 30;
 
 /// Random choices of one step, by purpose.
-struct Choices {
+pub(super) struct Choices {
     key: RngKey,
     next: u32,
 }
 
 impl Choices {
-    fn new(seed: u64, step: u64) -> Self {
+    pub(super) fn new(seed: u64, step: u64) -> Self {
         Self { key: RngKey { seed, stream: Stream::Shuffle, episode: step, agent: 0 }, next: 0 }
     }
 
@@ -183,6 +185,9 @@ fn from_episode(
             continue;
         }
         let mut sample = sample(environment, branch);
+        if sft.swapped_share > 0.0 && choices.unit() < sft.swapped_share {
+            swap_words(environment, &mut sample, choices);
+        }
         if branch.branch_idx == 0
             && record.task_kind != TaskKind::Deep
             && script == Script::Parallel
@@ -207,6 +212,22 @@ fn sample(environment: &Environment, branch: &TokenBranch) -> Sample {
 fn lesson(tokens: Vec<u32>, mask: Vec<bool>) -> Sample {
     let n = tokens.len();
     Sample { tokens, mask, logprobs: vec![0.0; n], temperatures: vec![1.0; n], ..Sample::default() }
+}
+
+/// Swaps the words that a data set brought into the tokenizer, by one random permutation.
+pub(super) fn swap_words(environment: &Environment, sample: &mut Sample, choices: &mut Choices) {
+    let own = &environment.words[vocabulary().len()..];
+    let single = |word: &String| match environment.dialect.encode_text(word).as_deref() {
+        Ok([id]) => Some(*id),
+        _ => None,
+    };
+    let ids: Vec<u32> = own.iter().filter_map(single).collect();
+    let mut others = ids.clone();
+    choices.shuffle(&mut others);
+    let swapped: HashMap<u32, u32> = ids.into_iter().zip(others).collect();
+    for token in &mut sample.tokens {
+        *token = swapped.get(token).copied().unwrap_or(*token);
+    }
 }
 
 /// Takes the loss off the token that decides to make a sub-agent.
@@ -313,7 +334,7 @@ fn labels(
     choices: &mut Choices,
 ) -> Result<Sample, parl_rollout::RolloutError> {
     let words = content_words(environment);
-    let mut facts: Vec<(String, String)> = (1..=24)
+    let mut facts: Vec<(String, String)> = (1..=MAX_ITEMS)
         .map(|label| {
             let (a, b) = (words[choices.below(words.len())], words[choices.below(words.len())]);
             (format!("n{label}"), format!("{a} {b}"))

@@ -16,6 +16,8 @@ use crate::config::Config;
 use crate::error::TrainerError;
 use crate::learner::{AdamW, Learner, Muon, Objective, Optimizer, Sample, initial};
 use crate::run::environment::Environment;
+use crate::run::folder::read_json;
+use model_dir::ORIGIN;
 
 /// The warm start.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -39,6 +41,11 @@ pub struct SftConfig {
     /// parallelism to start from, for ablations.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub spurious_share: f64,
+    /// Share of the contexts whose words are swapped for others of the tokenizer, each for the same one throughout, for
+    /// data sets: what can then be learned is to copy, and not which words the training tasks have. The words of the
+    /// generated world and of calls stay.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub swapped_share: f64,
     /// Share of the sub-agents' contexts that are learned from.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub subagent_share: f64,
@@ -84,6 +91,7 @@ impl Default for SftConfig {
             parallel_share: 0.6,
             habit_share: 0.05,
             spurious_share: 0.0,
+            swapped_share: 0.0,
             subagent_share: 0.2,
             drill_share: 0.5,
             drill_until: 0.4,
@@ -183,8 +191,10 @@ pub fn run(config: &Config, folder: &Path, out: &mut dyn Write) -> Result<(), Tr
     let longest =
         config.rollout.orchestrator.max_context_tokens.max(config.rollout.subagent.max_context_tokens);
     let vocab = environment.dialect.vocab_size();
-    let (shape, params, init_hash) = if let Some(model) = &sft.init {
+    let (shape, params, init) = if let Some(model) = &sft.init {
         let read = model_dir::read(Path::new(model))?;
+        // Where that one came from, if it says so: the stages of a recipe in a chain.
+        let origin = read_json(&Path::new(model).join(ORIGIN)).unwrap_or_default();
         let refuse = |message: String| {
             let key = "sft.init".to_owned();
             TrainerError::Rollout(parl_rollout::RolloutError::Config { key, message })
@@ -196,12 +206,12 @@ pub fn run(config: &Config, folder: &Path, out: &mut dyn Write) -> Result<(), Tr
             let positions = read.shape.max_positions;
             return Err(refuse(format!("contexts of {longest} tokens do not fit its {positions} positions")));
         }
-        (read.shape, read.params, Some(read.hash))
+        (read.shape, read.params, serde_json::json!({"blake3": read.hash, "origin": origin}))
     } else {
         let shape = sft.shape(vocab, longest as usize);
         shape.validate().map_err(parl_rollout::RolloutError::from)?;
         let params = initial(&shape, config.run.seed);
-        (shape, params, None)
+        (shape, params, serde_json::Value::Null)
     };
     let threads = match sft.threads {
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
@@ -253,8 +263,9 @@ pub fn run(config: &Config, folder: &Path, out: &mut dyn Write) -> Result<(), Tr
             "seed": config.run.seed,
             "tasks": config.tasks,
             "rollout": config.rollout,
-            "sft": sft,
-            "init_blake3": init_hash,
+            // Where the model to begin from lay is of one machine; `init` says what it was.
+            "sft": SftConfig { init: None, ..sft.clone() },
+            "init": init,
             INPUTS: inputs_hash(config, &environment)?,
         }),
     )

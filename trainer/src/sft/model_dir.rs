@@ -10,6 +10,9 @@ use crate::error::TrainerError;
 use crate::learner::{Params, config_json, export, import, shape_of};
 use crate::run::folder::{read_json, write_json};
 
+/// Tells what made a model.
+pub const ORIGIN: &str = "origin.json";
+
 /// A model read from its folder.
 pub struct ModelDir {
     /// Sizes.
@@ -36,7 +39,7 @@ pub fn write(
     let bytes = export(shape, params)?;
     durable::create_dir(folder)?;
     write_json(&folder.join("config.json"), &config_json(shape))?;
-    write_json(&folder.join("origin.json"), origin)?;
+    write_json(&folder.join(ORIGIN), origin)?;
     durable::write_atomic(&folder.join("tokenizer.json"), tokenizer)?;
     Ok(durable::write_atomic(&folder.join("model.safetensors"), &bytes)?)
 }

@@ -4,10 +4,13 @@ use std::path::Path;
 
 use parl_rollout::config::PolicyConfig;
 use parl_rollout::policy::scripted::Script;
+use parl_rollout::tasks::dataset::DatasetConfig;
 
 use super::*;
+use crate::config::{TasksConfig, load};
 use crate::run::environment::vocabulary;
 use crate::run::eval::evaluate;
+use crate::run::folder::read_json;
 use crate::run::seats;
 
 /// When this fails, the world, the template or the words have changed: the warm start must be made again.
@@ -31,4 +34,69 @@ fn the_shipped_warm_start_knows_todays_world() {
     let mut policy = seats::scripted(&environment, Script::Parallel, &config).unwrap();
     let summary = evaluate(&config, &environment, policy.as_mut(), 100, false).unwrap();
     assert!(summary.all.success >= 0.95, "{summary:?}");
+}
+
+/// When this fails, the recipe, the scripts, the drills or the world have changed: made today, it would be another model.
+#[test]
+fn the_shipped_warm_start_is_what_its_recipe_makes_today() {
+    let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
+    let end = read_json(&configs.join("warm_start/origin.json")).unwrap();
+    let first = &end["init"]["origin"];
+    assert!(first["init"].is_null(), "the first stage began from nothing");
+    for (name, origin) in [("warm_start.yaml", first), ("warm_start_end.yaml", &end)] {
+        let recipe = std::fs::read_to_string(configs.join(name)).unwrap();
+        let config: Config = load(vec![(name.to_owned(), recipe)], &[], &|_| None).unwrap().config;
+        let made_with: SftConfig = serde_json::from_value(origin["sft"].clone()).unwrap();
+        assert_eq!(made_with, config.sft, "{name}");
+        assert_eq!(origin["seed"], config.run.seed, "{name}");
+        let environment = Environment::new(&config).unwrap();
+        assert_eq!(origin[INPUTS], inputs_hash(&config, &environment).unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn swapped_words_are_one_permutation_and_the_worlds_own_words_stay() {
+    let folder = std::env::temp_dir().join(format!("parl-swapped-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let (tasks, corpus) = (folder.join("tasks.jsonl"), folder.join("corpus.jsonl"));
+    let row = |id: &str, split: &str| {
+        format!(
+            r#"{{"id": "{id}", "split": "{split}", "prompt": "Where do badgers and voles and newts sleep?",
+            "answer": "setts", "metric": "f1", "decomposition": [{{"id": "1", "question": "Where?", "answer": "setts"}}]}}"#
+        )
+        .replace('\n', " ")
+    };
+    std::fs::write(&tasks, [row("a", "train"), row("b", "heldout")].join("\n")).unwrap();
+    std::fs::write(
+        &corpus,
+        r#"{"doc_id": "1", "title": "Where badgers sleep", "text": "Badgers sleep in setts, voles elsewhere."}"#,
+    )
+    .unwrap();
+    let mut config = Config::default();
+    config.tasks = TasksConfig::Dataset(DatasetConfig { tasks, corpus, ..DatasetConfig::default() });
+    config.sft = SftConfig { drill_share: 0.0, episodes_per_step: 8, ..SftConfig::default() };
+    let environment = Environment::with_tokenizer_of(&config, None).unwrap();
+    std::fs::remove_dir_all(&folder).unwrap();
+
+    let world: Vec<u32> =
+        vocabulary().iter().flat_map(|word| environment.dialect.encode_text(word).unwrap()).collect();
+    let plain = demonstrations::samples(0, &config.sft, &environment, 0).unwrap();
+    let (mut swapped, mut changed) = (plain.clone(), 0);
+    for (i, sample) in swapped.iter_mut().enumerate() {
+        demonstrations::swap_words(&environment, sample, &mut demonstrations::Choices::new(i as u64, 0));
+        let mut known: BTreeMap<u32, u32> = BTreeMap::new();
+        for (from, to) in plain[i].tokens.iter().zip(&sample.tokens) {
+            assert_eq!(*known.entry(*from).or_insert(*to), *to, "one word for each");
+            assert!(from == to || !world.contains(from) && !world.contains(to));
+            changed += usize::from(from != to);
+        }
+        let others: std::collections::BTreeSet<u32> = known.values().copied().collect();
+        assert_eq!(others.len(), known.len(), "no word for two");
+        assert_eq!(sample.mask, plain[i].mask);
+    }
+    assert!(changed > 50, "{changed} words of {} contexts", plain.len());
+
+    config.sft.swapped_share = 1.0;
+    let all = demonstrations::samples(0, &config.sft, &environment, 0).unwrap();
+    assert!(all.iter().zip(&plain).any(|(a, b)| a.tokens != b.tokens), "the share has no effect");
 }

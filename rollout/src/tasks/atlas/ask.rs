@@ -152,7 +152,13 @@ fn items(config: &AtlasConfig, draws: &mut Draws) -> usize {
 /// One attribute or two different ones, as indices into [`ATTRIBUTES`].
 fn attributes(config: &AtlasConfig, draws: &mut Draws) -> Vec<usize> {
     let count = if draws.unit() < config.two_attribute_share { 2 } else { 1 };
-    draws.distinct(count, ATTRIBUTES.len())
+    loop {
+        let drawn = draws.distinct(count, ATTRIBUTES.len());
+        // Ends: one attribute always will do, and each kind of pairs has some.
+        if drawn.len() < 2 || config.attribute_pairs.hold(drawn[0], drawn[1]) {
+            return drawn;
+        }
+    }
 }
 
 fn names(attributes: &[usize]) -> String {

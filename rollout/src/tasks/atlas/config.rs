@@ -3,8 +3,10 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Most items a task can name: labels run from `n1` to `n24`.
-pub(super) const MAX_ITEMS: u32 = 24;
+use super::words::ATTRIBUTES;
+
+/// Most items a task can name: labels run from `n1` to `n48`.
+pub const MAX_ITEMS: u32 = 48;
 /// Largest n of the band of wide tasks that stays solvable alone.
 pub(super) const SMALL_N: u32 = 6;
 /// Fewest members of a guild.
@@ -26,9 +28,9 @@ pub struct AtlasConfig {
     pub heldout_fraction: f64,
     /// How often each kind of task is drawn.
     pub mix: TaskMix,
-    /// Fewest items of a wide task. From 1 to 24.
+    /// Fewest items of a wide task. From 1 to 48.
     pub n_min: u32,
-    /// Most items of a wide task. From `n_min` to 24.
+    /// Most items of a wide task. From `n_min` to 48.
     pub n_max: u32,
     /// Share of wide tasks with at most six items, which one agent can do alone; n is uniform within the band
     /// and outside of it. Without effect when one of the two is empty. From 0 to 1.
@@ -39,6 +41,32 @@ pub struct AtlasConfig {
     pub hops_max: u32,
     /// Share of wide and mixed tasks that ask for two attributes of each item. From 0 to 1.
     pub two_attribute_share: f64,
+    /// Which pairs of attributes those ask for.
+    pub attribute_pairs: AttributePairs,
+}
+
+/// Pairs of attributes, so that some can be kept for measuring what was never trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AttributePairs {
+    /// All of them.
+    Any,
+    /// All but every fifth.
+    Seen,
+    /// Every fifth: three pairs in which each attribute stands once.
+    Unseen,
+}
+
+impl AttributePairs {
+    /// Whether tasks may ask for the attributes `a` and `b`, indices into the list of attributes.
+    pub(super) fn hold(self, a: usize, b: usize) -> bool {
+        let unseen = a.abs_diff(b) == ATTRIBUTES.len() / 2;
+        match self {
+            Self::Any => true,
+            Self::Seen => !unseen,
+            Self::Unseen => unseen,
+        }
+    }
 }
 
 /// Relative weights of the kinds of tasks; they need not sum to 1.
@@ -67,11 +95,12 @@ impl Default for AtlasConfig {
             heldout_fraction: 0.2,
             mix: TaskMix::default(),
             n_min: 2,
-            n_max: MAX_ITEMS,
+            n_max: 24,
             small_share: 0.3,
             hops_min: 1,
             hops_max: 3,
             two_attribute_share: 0.2,
+            attribute_pairs: AttributePairs::Any,
         }
     }
 }
@@ -148,7 +177,7 @@ mod tests {
             ("mix.deep", |c| c.mix.deep = f64::NAN),
             ("mix", |c| c.mix = TaskMix { wide: 0.0, mixed: 0.0, deep: 0.0 }),
             ("n_min", |c| c.n_min = 0),
-            ("n_max", |c| c.n_max = 25),
+            ("n_max", |c| c.n_max = 49),
             ("small_share", |c| c.small_share = 1.1),
             ("hops_min", |c| c.hops_min = 0),
             ("hops_max", |c| c.hops_max = 9),

@@ -13,7 +13,7 @@ mod tests;
 mod words;
 mod world;
 
-pub use config::{AtlasConfig, TaskMix};
+pub use config::{AtlasConfig, AttributePairs, MAX_ITEMS, TaskMix};
 pub use prose::facts_in;
 pub use words::vocabulary;
 

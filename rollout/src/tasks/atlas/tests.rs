@@ -208,12 +208,30 @@ fn wide_tasks_span_the_bounds_and_keep_a_small_band() {
     let small = sizes.iter().filter(|n| **n <= 6).count() as f64 / sizes.len() as f64;
     assert!((small - 0.3).abs() < 0.03, "{small}");
     assert_eq!((sizes.iter().min(), sizes.iter().max()), (Some(&2), Some(&24)));
-    for (n_min, n_max) in [(1, 1), (3, 6), (7, 24), (24, 24), (6, 7)] {
+    for (n_min, n_max) in [(1, 1), (3, 6), (7, 24), (24, 24), (25, 48), (6, 7)] {
         let world = AtlasWorld::new(&AtlasConfig { n_min, n_max, ..AtlasConfig::default() }).unwrap();
         let sizes: BTreeSet<u32> =
             tasks(&world, 500).filter(|task| task.kind == TaskKind::Wide).map(|task| task.n_items).collect();
         assert_eq!(sizes, (n_min..=n_max).collect());
     }
+}
+
+#[test]
+fn pairs_of_attributes_are_either_seen_or_unseen() {
+    let pairs = |attribute_pairs| {
+        let config = AtlasConfig { two_attribute_share: 1.0, attribute_pairs, ..AtlasConfig::default() };
+        let world = AtlasWorld::new(&config).unwrap();
+        let pair = |task: Task| -> Option<BTreeSet<String>> {
+            let words: Vec<_> = task.prompt.split(" of ").next()?.split(' ').map(str::to_string).collect();
+            (task.kind != TaskKind::Deep).then(|| words.into_iter().collect())
+        };
+        tasks(&world, 2000).filter_map(pair).collect::<BTreeSet<_>>()
+    };
+    let [any, seen, unseen] = [AttributePairs::Any, AttributePairs::Seen, AttributePairs::Unseen].map(pairs);
+    assert_eq!((any.len(), seen.len(), unseen.len()), (15, 12, 3));
+    assert!(seen.is_disjoint(&unseen) && seen.union(&unseen).eq(&any));
+    let single: BTreeSet<&String> = unseen.iter().flatten().collect();
+    assert_eq!(single.len(), 6, "each attribute stands in one unseen pair");
 }
 
 #[test]
@@ -266,7 +284,7 @@ fn search_finds_every_document_first() {
         let tools = CorpusTools::new(world.documents(), 1).unwrap();
         let start = Instant::now();
         for (index, document) in world.documents().iter().enumerate() {
-            for query in [document.title.clone(), format!("n{} {}", index % 24 + 1, document.title)] {
+            for query in [document.title.clone(), format!("n{} {}", index % 48 + 1, document.title)] {
                 let expected = format!("{query} : {} , {}", document.id, document.title);
                 assert_eq!(tools.call("search", &[query]), Some(ToolOutcome::Ok(expected)));
             }
@@ -281,5 +299,5 @@ fn search_finds_every_document_first() {
 #[test]
 fn bad_settings_are_refused_by_name() {
     let error = AtlasWorld::new(&AtlasConfig { n_max: 99, ..AtlasConfig::default() }).unwrap_err();
-    assert_eq!(error.to_string(), "n_max: 99 is not within 2 to 24");
+    assert_eq!(error.to_string(), "n_max: 99 is not within 2 to 48");
 }

@@ -1,6 +1,7 @@
 //! Tasks and a corpus from JSONL or Parquet files; `docs/tasks.md` describes the columns. The first bad row is
 //! refused with its file and line, before anything runs.
 
+mod copied;
 mod decomposition;
 mod fields;
 mod file;
@@ -29,6 +30,17 @@ pub enum DocumentIds {
     Row,
 }
 
+/// How scripts ask the parts of a decomposition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Questions {
+    /// As the file has them, searching for the part's title.
+    #[default]
+    Human,
+    /// In words that are already there: the prompt, and then names out of what was found.
+    Copied,
+}
+
 /// Tasks and a corpus from files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -46,6 +58,10 @@ pub struct DatasetConfig {
     pub metric: Option<Metric>,
     /// Share of the tasks that are held out, by a hash of their ids, where their rows name no split. From 0 to 1.
     pub heldout_fraction: f64,
+    /// How scripts, and the demonstrations of a warm start, ask the parts of a decomposition: `human`, as the file has
+    /// them, searching for titles that a human knew; `copied`, by the prompt and then by names out of what was found,
+    /// for a model that can copy and knows nothing.
+    pub questions: Questions,
     /// Words that a tokenizer made for these tasks spells with one id each, the most frequent ones of the corpus and
     /// of the training tasks; all else is spelt in bytes. A model that is named brings its own tokenizer.
     #[schemars(range(min = 0, max = 1_000_000))]
@@ -61,6 +77,7 @@ impl Default for DatasetConfig {
             document_ids: DocumentIds::Column,
             metric: None,
             heldout_fraction: 0.2,
+            questions: Questions::Human,
             vocabulary_words: 4096,
         }
     }
@@ -122,7 +139,10 @@ fn read_tasks(config: &DatasetConfig) -> Result<Vec<Task>, RolloutError> {
     let mut tasks: Vec<Task> = Vec::new();
     let mut ids = HashSet::new();
     file::for_each_row(&config.tasks, &row::TASK_JSON_COLUMNS, &mut |_, row| {
-        let task = row::task(&row, config.metric, config.heldout_fraction)?;
+        let mut task = row::task(&row, config.metric, config.heldout_fraction)?;
+        if config.questions == Questions::Copied {
+            copied::ask_in_copied_words(&task.prompt, &mut task.parts);
+        }
         if !ids.insert(task.id.clone()) {
             return Err(format!("id: {:?} is used twice in this file", task.id));
         }
