@@ -64,7 +64,11 @@ KERNEL(128) attend_prefill(const u32* count, const Tile* tiles, Attention what, 
       for (u32 j = 0; j < EACH; ++j) total.out[j] = blend(factors, total.out[j], fold.out[j]);
     }
     const float scale = 1.0f / total.share.sum;
-    for (u32 i = lane, j = 0; i < HEAD_DIM; i += WARP, ++j) out[at + i] = total.out[j] * scale;
+#pragma unroll
+    for (u32 j = 0; j < EACH; ++j) {
+      const u32 i = lane + j * WARP;
+      if (i < HEAD_DIM) out[at + i] = total.out[j] * scale;
+    }
   }
 }
 
@@ -83,6 +87,10 @@ KERNEL(32) attend_decode(const u32* count, Attention what, Share* shares, float*
     fold_split(fold, what, row, what.queries + query_at(what, row, kv_head, query), kv_head, split, sees);
     const u64 at = ((u64)blockIdx.x * what.heads + kv_head * group + query) * gridDim.z + split;
     if (lane == 0) shares[at] = fold.share;
-    for (u32 i = lane, j = 0; i < HEAD_DIM; i += WARP, ++j) partial[at * HEAD_DIM + i] = fold.out[j];
+#pragma unroll
+    for (u32 j = 0; j < EACH; ++j) {
+      const u32 i = lane + j * WARP;
+      if (i < HEAD_DIM) partial[at * HEAD_DIM + i] = fold.out[j];
+    }
   }
 }

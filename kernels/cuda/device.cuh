@@ -6,7 +6,8 @@
 #ifdef __CUDACC__
 #define DEVICE static __device__ __forceinline__
 #define DEVICE_MEMBER __device__ __forceinline__
-#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+// One block a multiprocessor is enough: with fewer registers some kernels would spill.
+#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 1)
 #else
 #include "emulator.h"
 #endif
