@@ -21,7 +21,7 @@ const HEAD_DIMS: [usize; 3] = [32, 64, 128];
 type Report = BTreeMap<String, Resources>;
 
 /// Every kernel under `architecture/element/kernel`, those that depend on it under `…/head_dim/kernel`.
-fn compile_all(compiler: &Compiler) -> Result<(Report, Vec<String>), KernelError> {
+fn compile_all(compiler: Compiler) -> Result<(Report, Vec<String>), KernelError> {
     let (mut report, mut warnings) = (Report::new(), Vec::new());
     for architecture in ["sm_80", "sm_90a"] {
         for (element, name) in [(Dtype::F32, "f32"), (Dtype::Bf16, "bf16")] {
@@ -66,7 +66,7 @@ fn broken(report: &Report, bounds: &Report) -> Vec<String> {
 fn main() -> ExitCode {
     let check = || -> Result<Vec<String>, String> {
         let compiler = Compiler::find().map_err(|e| e.to_string())?;
-        let (report, warnings) = compile_all(&compiler).map_err(|e| e.to_string())?;
+        let (report, warnings) = compile_all(compiler).map_err(|e| e.to_string())?;
         if std::env::args().any(|a| a == "--print") {
             println!("{}", serde_json::to_string_pretty(&report).map_err(|e| e.to_string())?);
             return Ok(warnings);

@@ -256,22 +256,19 @@ impl<D: Driver> CudaBackend<D> {
         let bucket = longest
             .filter(|_| decode)
             .map(|longest| bucket(step.pieces.len(), longest, self.limits.rows.min(self.limits.tokens)));
-        let (layout, extent) = match bucket {
-            Some(Bucket { rows, splits }) => {
-                let blocks = rows * model.shape.max_positions.div_ceil(block_tokens as usize);
-                let layout = Layout::new(Room { tokens: rows, rows, tiles: 0, outputs: rows, blocks });
-                (layout, Extent { tokens: rows, decode_rows: rows, splits, tiles: 0, outputs: rows })
-            }
-            None => {
-                let extent = Extent {
-                    tokens: needs.tokens,
-                    decode_rows: step.decode_rows(),
-                    splits: splits(longest.unwrap_or(1)),
-                    tiles: needs.tiles,
-                    outputs: needs.outputs,
-                };
-                (Layout::new(needs), extent)
-            }
+        let (layout, extent) = if let Some(Bucket { rows, splits }) = bucket {
+            let blocks = rows * model.shape.max_positions.div_ceil(block_tokens as usize);
+            let layout = Layout::new(Room { tokens: rows, rows, tiles: 0, outputs: rows, blocks });
+            (layout, Extent { tokens: rows, decode_rows: rows, splits, tiles: 0, outputs: rows })
+        } else {
+            let extent = Extent {
+                tokens: needs.tokens,
+                decode_rows: step.decode_rows(),
+                splits: splits(longest.unwrap_or(1)),
+                tiles: needs.tiles,
+                outputs: needs.outputs,
+            };
+            (Layout::new(needs), extent)
         };
         let data = words(step, rows, group, block_tokens as usize, outputs, &layout);
         self.driver.upload(self.workspace.step, bytemuck::cast_slice(&data))?;
@@ -302,18 +299,20 @@ impl<D: Driver> CudaBackend<D> {
             }
             return Ok(needs.outputs);
         };
-        let graph = match model.graphs.get(&bucket) {
-            Some(&graph) => graph,
-            None => {
-                let all = launches();
-                self.driver.begin_capture()?;
-                for launch in all {
-                    self.driver.launch(model.kernels, &launch)?;
-                }
-                let graph = self.driver.end_capture()?;
-                model.graphs.insert(bucket, graph);
-                graph
+        let graph = if let Some(&graph) = model.graphs.get(&bucket) {
+            graph
+        } else {
+            let all = launches();
+            self.driver.begin_capture()?;
+            let captured = all.iter().try_for_each(|launch| self.driver.launch(model.kernels, launch));
+            // Whatever happened, the stream must not go on capturing.
+            let graph = self.driver.end_capture()?;
+            if let Err(error) = captured {
+                self.driver.forget(graph);
+                return Err(error);
             }
+            model.graphs.insert(bucket, graph);
+            graph
         };
         self.driver.replay(graph)?;
         Ok(needs.outputs)
@@ -322,6 +321,20 @@ impl<D: Driver> CudaBackend<D> {
     fn remove(&mut self, set: SetId) {
         if let Some(model) = self.models.remove(&set) {
             model.drop_from(&mut self.driver);
+        }
+    }
+}
+
+impl<D: Driver> Drop for CudaBackend<D> {
+    fn drop(&mut self) {
+        for (_, model) in self.models.drain() {
+            model.drop_from(&mut self.driver);
+        }
+        for pool in self.pools.drain(..) {
+            self.driver.free(pool.address);
+        }
+        if self.workspace.address != 0 {
+            self.driver.free(self.workspace.address);
         }
     }
 }

@@ -6,6 +6,7 @@
 mod backend;
 pub mod buckets;
 pub mod cache;
+pub mod card;
 pub mod compile;
 pub mod driver;
 pub mod launches;

@@ -11,6 +11,14 @@ pub struct Source {
     pub text: &'static str,
 }
 
+impl Source {
+    /// Names of the kernels in it.
+    pub fn kernels(&self) -> impl Iterator<Item = &'static str> {
+        let after = self.text.split("\nKERNEL(").skip(1);
+        after.filter_map(|rest| rest.split_once(") ")?.1.split('(').next())
+    }
+}
+
 macro_rules! sources {
     ($($file:literal),* $(,)?) => {
         [$(Source { file: $file, text: include_str!(concat!("../../cuda/", $file)) }),*]
@@ -53,4 +61,32 @@ pub fn sources(element: Dtype) -> impl Iterator<Item = Source> {
         Dtype::Bf16 => BF16,
     };
     EITHER.into_iter().chain(own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_are_found_in_their_sources() {
+        for element in [Dtype::F32, Dtype::Bf16] {
+            let mut names: Vec<&str> =
+                sources(element).flat_map(|s| s.kernels().collect::<Vec<_>>()).collect();
+            names.sort_unstable();
+            let wanted = [
+                "attend_decode",
+                "attend_prefill",
+                "copy_blocks",
+                "draw_tokens",
+                "embed",
+                "find_strays",
+                "merge_splits",
+                "multiply",
+                "rms_norm",
+                "swiglu",
+                "turn_heads",
+            ];
+            assert_eq!(names, wanted);
+        }
+    }
 }

@@ -258,3 +258,59 @@ pub fn copy_waves(copies: &[(u32, u32)], most: usize) -> Vec<&[(u32, u32)]> {
     }
     waves
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(tokens: usize, start: u32) -> PlanRow {
+        PlanRow { tokens: vec![1; tokens], start, blocks: (0..100).collect(), draw: None }
+    }
+
+    #[test]
+    fn every_token_is_in_one_piece_in_order_and_within_the_limits() {
+        let rows: Vec<PlanRow> = [5, 1, 20, 1, 1, 3, 0, 40].map(|n| row(n, 0)).into();
+        for (tokens, most_rows) in [(1, 1), (7, 3), (64, 2), (64, 100), (1000, 1000)] {
+            let steps = cut(&rows, Limits { tokens, rows: most_rows });
+            let mut done = vec![0; rows.len()];
+            for step in &steps {
+                assert!(step.tokens() <= tokens && step.pieces.len() <= most_rows && step.tokens() > 0);
+                assert!(step.pieces.is_sorted_by_key(|p| p.tokens > 1));
+                for piece in &step.pieces {
+                    assert_eq!(piece.first, done[piece.row]);
+                    done[piece.row] += piece.tokens;
+                }
+            }
+            assert!(done.iter().zip(&rows).all(|(&done, row)| done == row.tokens.len()));
+        }
+        assert!(cut(&[], Limits { tokens: 1, rows: 1 }).is_empty());
+    }
+
+    #[test]
+    fn words_lie_where_the_layout_says() {
+        let rows = [row(3, 30), row(1, 7)];
+        let step = cut(&rows, Limits { tokens: 10, rows: 10 }).remove(0);
+        let needs = room(&step, &rows, 40, 16, Outputs::Every);
+        assert_eq!(needs, Room { tokens: 4, rows: 2, tiles: 2, outputs: 4, blocks: 1 + 3 });
+        let layout = Layout::new(Room { tokens: 9, rows: 5, tiles: 7, outputs: 11, blocks: 50 });
+        let all = words(&step, &rows, 40, 16, Outputs::Every, &layout);
+        assert_eq!(all[..4], [4, 1, 2, 4]);
+        assert_eq!(all[layout.rows..][..8], [0, 1, 7, 0, 1, 3, 30, 1]);
+        assert_eq!(all[layout.tables..], [0, 0, 1, 2]);
+        assert_eq!(all[layout.tiles..][..4], [1, 0, 1, 64]);
+        // Id, position, block, slot.
+        assert_eq!(all[layout.tokens..][..16], [1, 7, 0, 7, 1, 30, 1, 14, 1, 31, 1, 15, 1, 32, 2, 0]);
+        assert_eq!(all[layout.outputs..][..4], [0, 1, 2, 3]);
+        // Records of 8-byte numbers.
+        assert_eq!(layout.draws % 2, 0);
+    }
+
+    #[test]
+    fn copies_of_a_launch_do_not_depend_on_each_other() {
+        let copies = [(0, 1), (0, 2), (3, 4), (4, 5), (6, 3), (7, 6), (8, 8)];
+        let waves = copy_waves(&copies, 100);
+        assert_eq!(waves, [&copies[..3], &copies[3..5], &copies[5..]]);
+        assert_eq!(copy_waves(&copies[..3], 2), [&copies[..2], &copies[2..3]]);
+        assert!(copy_waves(&[], 1).is_empty());
+    }
+}
