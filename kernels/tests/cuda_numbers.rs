@@ -287,6 +287,19 @@ fn copied_blocks_continue_a_fork_and_graphs_serve_other_rows() {
 }
 
 #[test]
+fn other_weights_keep_the_blocks() {
+    let shape = base();
+    let mut backend = on_card(weights(&shape, Dtype::F32), 12, BLOCK_TOKENS, LIMITS);
+    drawn(&mut backend, &plan(vec![row(&tokens(&shape, 1, 20), 0, &[0, 1], None)]));
+    let next = plan(vec![row(&[7], 20, &[0, 1], Some(draw(1, 21)))]);
+    let wanted = drawn(&mut backend, &next);
+    backend.install(SET, WeightSet::from_f32(shape.clone(), 2, tensors(&shape, 2)).unwrap()).unwrap();
+    assert_ne!(drawn(&mut backend, &next), wanted);
+    backend.install(SET, weights(&shape, Dtype::F32)).unwrap();
+    assert_eq!(drawn(&mut backend, &next), wanted);
+}
+
+#[test]
 fn logits_that_are_not_finite_are_told() {
     let shape = base();
     let mut all = tensors(&shape, 1);

@@ -7,7 +7,7 @@ use super::buckets::{Bucket, bucket};
 use super::driver::{Address, Driver, Launch, Pending};
 use super::launches::{Activations, Extent, MOST_ACROSS, Surroundings, copy_blocks, splits};
 use super::memory::{MemoryPlan, block_bytes, element_bytes, step_room};
-use super::model::{Geometry, Model, aligned, element_of};
+use super::model::{Geometry, Model, aligned, check_finite, element_of};
 use super::step::{Layout, Limits, Outputs, Room, Step, copy_waves, cut, room, words};
 use crate::KernelError;
 use crate::backend::{Backend, Drawn, InstallReport, Output, Plan, PlanRow, SetId, Ticket};
@@ -165,19 +165,17 @@ impl<D: Driver> CudaBackend<D> {
         &mut self.driver
     }
 
-    /// What memory the models at hand need besides their weights, and `more` of this shape.
-    fn plan_memory(&self, more: Option<&WeightSet>, element: Dtype) -> MemoryPlan {
-        let block_tokens = self.reserved.block_tokens;
+    /// What memory a set of weights needs, and steps with them.
+    fn plan_memory(&self, weights: &WeightSet, element: Dtype) -> MemoryPlan {
+        let Reserved { blocks, block_tokens } = self.reserved;
+        let shape = weights.shape();
         let mut plan = MemoryPlan::default();
-        if let Some(weights) = more {
-            let shape = weights.shape();
-            if weights.on_card("embed").is_none() {
-                plan.weights("the set", shape, element);
-            }
-            plan.steps(shape, element, self.limits, block_tokens as usize);
-            if !self.pools.iter().any(|p| p.geometry == Geometry::of(shape, element)) {
-                plan.keys_values(shape, element, self.reserved.blocks, block_tokens);
-            }
+        if weights.on_card("embed").is_none() {
+            plan.weights("the set", shape, element);
+        }
+        plan.steps(shape, element, self.limits, block_tokens as usize);
+        if !self.pools.iter().any(|p| p.geometry == Geometry::of(shape, element)) {
+            plan.keys_values(shape, element, blocks, block_tokens);
         }
         plan
     }
@@ -343,25 +341,31 @@ impl<D: Driver> Backend for CudaBackend<D> {
     fn install(&mut self, set: SetId, weights: WeightSet) -> Result<InstallReport, KernelError> {
         let start = Instant::now();
         let element = element_of(&weights)?;
-        if let Some(model) = self.models.get_mut(&set).filter(|m| m.fits(&weights)) {
-            model.lease = None;
-            model.renew(&mut self.driver, weights, self.workspace.copies)?;
-            return Ok(InstallReport { packed_bytes: 0, pack_seconds: start.elapsed().as_secs_f64() });
-        }
-        self.remove(set);
-        let there = self.workspace.parts.iter().sum::<u64>();
-        let free = self.driver.free_bytes()? + there;
-        self.plan_memory(Some(&weights), element).check(free)?;
-        let packed_bytes = Model::memory_bytes(&weights, element);
-        let flags = self.driver.allocate(4 * MOST_COPIES as u64)?;
-        let model = Model::new(&mut self.driver, weights, element, flags);
+        let kernels = self.driver.kernels(element, weights.shape().head_dim)?;
+        let flags = self.driver.allocate(4 * weights.shape().tensors().len() as u64)?;
+        let finite = check_finite(&mut self.driver, kernels, &weights, flags);
         self.driver.free(flags);
-        self.models.insert(set, model?);
+        finite?;
+        let report =
+            |packed_bytes: u64| InstallReport { packed_bytes, pack_seconds: start.elapsed().as_secs_f64() };
+        if let Some(model) = self.models.get_mut(&set).filter(|m| m.fits(&weights)) {
+            model.lease = Some(weights);
+            return Ok(report(0));
+        }
+        let mut free = self.driver.free_bytes()? + self.workspace.parts.iter().sum::<u64>();
+        if let Some(old) = self.models.get(&set).filter(|m| m.copied()) {
+            free += old.lease.as_ref().map_or(0, |lease| Model::memory_bytes(lease, old.element));
+        }
+        self.plan_memory(&weights, element).check(free)?;
+        self.remove(set);
+        let bytes = Model::memory_bytes(&weights, element);
+        let model = Model::new(&mut self.driver, kernels, weights, element)?;
+        self.models.insert(set, model);
         if let Err(error) = self.fit() {
             self.remove(set);
             return Err(error);
         }
-        Ok(InstallReport { packed_bytes, pack_seconds: start.elapsed().as_secs_f64() })
+        Ok(report(bytes))
     }
 
     fn release(&mut self, set: SetId) {

@@ -213,7 +213,7 @@ mod tests {
         let error = plan.check(plan.total() - 1).unwrap_err().to_string();
         for wanted in [
             &format!("{} bytes are needed, {} are free", plan.total(), plan.total() - 1),
-            "most of it is learner's activations: lower learner.micro_batch_tokens",
+            "most of it is keys and values: lower rollout.engine.kv_blocks",
             "keys and values: 1000 blocks of 16 positions × 3 layers × 2 × 2 KV heads × 16 elements of 2 bytes",
             "MiB  in all",
         ] {

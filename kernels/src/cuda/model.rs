@@ -81,8 +81,40 @@ fn bytes<'a>(weights: &'a WeightSet, name: &str) -> Option<&'a [u8]> {
     f32.or_else(|| weights.bf16(name).map(bytemuck::cast_slice))
 }
 
-fn not_finite(name: &str) -> KernelError {
-    KernelError::Weights(format!("tensor `{name}` has an element that is not finite"))
+/// Looks for an element that is not finite: here, or on the card, where `flags` has room for a word a tensor.
+///
+/// # Errors
+/// [`KernelError::Weights`] naming the tensor; what the driver refuses.
+pub(super) fn check_finite(
+    driver: &mut dyn Driver,
+    kernels: KernelsId,
+    weights: &WeightSet,
+    flags: Address,
+) -> Result<(), KernelError> {
+    let tensors = weights.shape().tensors();
+    let mut strays = vec![false; tensors.len()];
+    if weights.on_card("embed").is_some() {
+        driver.upload(flags, &vec![0; 4 * tensors.len()])?;
+        for (i, (name, dims)) in tensors.iter().enumerate() {
+            let place = weights.on_card(name).unwrap_or(0);
+            let count = dims.iter().product::<usize>() as u64;
+            driver.launch(kernels, &find_strays(place, count, flags + 4 * i as u64))?;
+        }
+        let pending = driver.download(flags, 4 * tensors.len() as u64)?;
+        let found = driver.wait(pending)?;
+        strays = found.chunks_exact(4).map(|word| word.iter().any(|&byte| byte != 0)).collect();
+    } else {
+        for (stray, (name, _)) in strays.iter_mut().zip(&tensors) {
+            *stray = weights.f32(name).is_some_and(|all| !all.iter().all(|x| x.is_finite()))
+                || weights.bf16(name).is_some_and(|all| !all.iter().all(|x| x.is_finite()));
+        }
+    }
+    match strays.iter().position(|&stray| stray).and_then(|i| tensors.get(i)) {
+        Some((name, _)) => {
+            Err(KernelError::Weights(format!("tensor `{name}` has an element that is not finite")))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Per position: the cosines of half a head, then the sines.
@@ -134,96 +166,39 @@ impl Model {
         angles + shape.tensors().iter().map(|(_, dims)| tensor(dims)).sum::<u64>()
     }
 
-    /// Makes `weights` ready; `flags` is where a word for each tensor may be written.
+    /// Makes `weights` ready: copies them, unless they lie on the card.
     ///
     /// # Errors
-    /// [`KernelError::Weights`] naming a tensor with an element that is not finite; what the driver refuses.
+    /// What the driver refuses.
     pub(super) fn new(
         driver: &mut dyn Driver,
+        kernels: KernelsId,
         weights: WeightSet,
         element: Dtype,
-        flags: Address,
     ) -> Result<Self, KernelError> {
         let shape = weights.shape().clone();
-        let kernels = driver.kernels(element, shape.head_dim)?;
         let memory = driver.allocate(Self::memory_bytes(&weights, element))?;
         let copied = weights.on_card("embed").is_none();
-        let mut at = memory + aligned(4 * (shape.max_positions * shape.head_dim) as u64);
+        let angles = angles(&shape);
+        let mut filled = driver.upload(memory, bytemuck::cast_slice(&angles));
+        let mut at = memory + aligned(4 * angles.len() as u64);
         let mut places = HashMap::new();
-        for (name, dims) in shape.tensors() {
-            let place = weights.on_card(&name).unwrap_or(at);
-            if copied {
-                at += aligned(dims.iter().product::<usize>() as u64 * element_bytes(element));
+        for (name, _) in shape.tensors() {
+            let mut place = weights.on_card(&name).unwrap_or(0);
+            if let Some(bytes) = bytes(&weights, &name) {
+                place = at;
+                at += aligned(bytes.len() as u64);
+                filled = filled.and_then(|()| driver.upload(place, bytes));
             }
             places.insert(name, place);
         }
+        if let Err(error) = filled {
+            driver.free(memory);
+            return Err(error);
+        }
         let addresses = addresses(&shape, memory, |name| places.get(name).copied().unwrap_or(0));
-        let mut model =
-            Self { lease: None, shape, element, kernels, addresses, graphs: HashMap::new(), copied, memory };
-        let filled = driver
-            .upload(memory, bytemuck::cast_slice(&angles(&model.shape)))
-            .and_then(|()| model.take(driver, weights, &places, flags));
-        match filled {
-            Ok(()) => Ok(model),
-            Err(error) => {
-                driver.free(memory);
-                Err(error)
-            }
-        }
-    }
-
-    /// Takes the lease: copies the weights, or has a look at them where they lie.
-    fn take(
-        &mut self,
-        driver: &mut dyn Driver,
-        weights: WeightSet,
-        places: &HashMap<String, Address>,
-        flags: Address,
-    ) -> Result<(), KernelError> {
-        let tensors = self.shape.tensors();
-        if self.copied {
-            for (name, _) in &tensors {
-                let good = weights.f32(name).is_none_or(|all| all.iter().all(|x| x.is_finite()))
-                    && weights.bf16(name).is_none_or(|all| all.iter().all(|x| x.is_finite()));
-                if !good {
-                    return Err(not_finite(name));
-                }
-                if let (Some(bytes), Some(&place)) = (bytes(&weights, name), places.get(name)) {
-                    driver.upload(place, bytes)?;
-                }
-            }
-        } else {
-            driver.upload(flags, &vec![0; 4 * tensors.len()])?;
-            for (i, (name, dims)) in tensors.iter().enumerate() {
-                let place = places.get(name).copied().unwrap_or(0);
-                let count = dims.iter().product::<usize>() as u64;
-                driver.launch(self.kernels, &find_strays(place, count, flags + 4 * i as u64))?;
-            }
-            let pending = driver.download(flags, 4 * tensors.len() as u64)?;
-            let found = driver.wait(pending)?;
-            let stray = found.chunks_exact(4).position(|word| word.iter().any(|&byte| byte != 0));
-            if let Some((name, _)) = stray.and_then(|i| tensors.get(i)) {
-                return Err(not_finite(name));
-            }
-        }
-        self.lease = Some(weights);
-        Ok(())
-    }
-
-    /// Takes `weights` into a model whose addresses they have already: its graphs stay good.
-    ///
-    /// # Errors
-    /// As [`Model::new`].
-    pub(super) fn renew(
-        &mut self,
-        driver: &mut dyn Driver,
-        weights: WeightSet,
-        flags: Address,
-    ) -> Result<(), KernelError> {
-        let tensors = self.shape.tensors();
-        let places =
-            tensors.iter().filter_map(|(name, _)| Some((name.clone(), weights.on_card(name)?))).collect();
-        self.take(driver, weights, &places, flags)
+        let graphs = HashMap::new();
+        Ok(Self { lease: Some(weights), shape, element, kernels, addresses, graphs, copied, memory })
     }
 
     /// Whether `weights` lie where this model's lay.
