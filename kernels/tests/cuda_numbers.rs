@@ -1,5 +1,5 @@
 //! The CUDA sources, run as plain C++ by the emulator beside this file, against the CPU backend and an f64 forward.
-//! No card is needed, and none is tested: what tensor cores round, and what threads may race for, only a card tells.
+//! What tensor cores round, and what threads may race for, only a card tells: `PARL_CARD=0` runs the same tests on it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests may panic, helpers of tests too")]
 #![allow(unsafe_code, reason = "it calls C++")]
@@ -9,7 +9,7 @@ mod fixture;
 
 use std::ffi::c_void;
 
-use emulated::{Emulated, Event, Library};
+use emulated::{Emulated, Library};
 use fixture::{
     BLOCK_TOKENS, SET, base, bits, draw, drawn_bits, log_softmax, plan, reference, rounded, row, tensors,
     tokens,
@@ -19,13 +19,29 @@ use parl_kernels::KernelError;
 use parl_kernels::backend::{Backend, Draw, Drawn, Plan, PlanRow, Sampling};
 use parl_kernels::cpu::{CpuBackend, Level};
 use parl_kernels::cuda::CudaBackend;
+use parl_kernels::cuda::cache::InMemory;
+use parl_kernels::cuda::card::Card;
+use parl_kernels::cuda::driver::Driver;
 use parl_kernels::cuda::step::Limits;
 use parl_kernels::rng::philox4x32;
 use parl_kernels::shape::ModelShape;
 use parl_kernels::weights::{Dtype, WeightSet};
 
-fn on_card(weights: WeightSet, blocks: u32, block_tokens: u32, limits: Limits) -> CudaBackend<Emulated> {
-    let mut backend = CudaBackend::new(Emulated::running(), limits).unwrap();
+/// The emulator, or the card whose number `PARL_CARD` gives.
+fn driver() -> Box<dyn Driver> {
+    match std::env::var("PARL_CARD") {
+        Ok(number) => Box::new(Card::open(number.parse().unwrap(), Box::new(InMemory::default())).unwrap()),
+        Err(_) => Box::new(Emulated::running()),
+    }
+}
+
+fn on_card(
+    weights: WeightSet,
+    blocks: u32,
+    block_tokens: u32,
+    limits: Limits,
+) -> CudaBackend<Box<dyn Driver>> {
+    let mut backend = CudaBackend::new(driver(), limits).unwrap();
     backend.reserve_kv(blocks, block_tokens).unwrap();
     backend.install(SET, weights).unwrap();
     backend
@@ -261,9 +277,23 @@ fn a_prefill_may_be_cut_anywhere_and_decode_has_its_bits() {
                 at += size;
             }
             assert_eq!(at, 530);
-            bits(&all[508..])
+            all.split_off(508)
         };
-        let wanted = pieces(&[530], 16);
+        let whole = pieces(&[530], 16);
+        let mut cpu = CpuBackend::new(Level::best());
+        cpu.reserve_kv(34, 16).unwrap();
+        cpu.install(SET, weights(&shape, element)).unwrap();
+        let blocks: Vec<u32> = (0..34).collect();
+        let theirs = logits(&mut cpu, &plan(vec![row(&sequence, 0, &blocks, None)])).remove(0).split_off(508);
+        let theirs: Vec<Vec<f64>> =
+            theirs.iter().map(|l| l.iter().map(|&x| f64::from(x)).collect()).collect();
+        let (farthest, divergence) = apart(&whole, &theirs);
+        assert!(
+            farthest <= if element == Dtype::F32 { 1e-4 } else { 1.0 } && divergence <= 1e-3,
+            "{farthest} {divergence}"
+        );
+        let pieces = |sizes: &[usize], block_tokens: u32| bits(&pieces(sizes, block_tokens));
+        let wanted = bits(&whole);
         assert_eq!(pieces(&[3, 250, 259, 1, 1, 1, 15], 16), wanted, "{element:?}");
         assert_eq!(pieces(&[&[500][..], &[1; 30]].concat(), 7), wanted, "{element:?}");
     }
@@ -275,15 +305,14 @@ fn copied_blocks_continue_a_fork_and_graphs_serve_other_rows() {
     let mut backend = on_card(weights(&shape, Dtype::Bf16), 12, BLOCK_TOKENS, LIMITS);
     let sequence = tokens(&shape, 1, 20);
     drawn(&mut backend, &plan(vec![row(&sequence, 0, &[0, 1], None)]));
-    let (a, b) = (row(&[7], 20, &[0, 1], Some(draw(1, 21))), row(&[7], 20, &[0, 5], Some(draw(1, 21))));
-    // A chain of copies: block 5 gets what block 1 holds by way of block 9.
-    let fork = Plan { copies: vec![(1, 9), (9, 5)], ..plan(vec![a.clone(), b]) };
-    let both = drawn_bits(&drawn(&mut backend, &fork));
-    assert_eq!(both[0], both[1]);
-    // The same bucket, fewer rows, other tokens: the graph is replayed, and an absent row is not computed.
-    let one = drawn_bits(&drawn(&mut backend, &plan(vec![a])));
-    assert_eq!(one[0], both[0]);
-    assert_eq!(backend.driver().events.iter().filter(|e| matches!(e, Event::Capture)).count(), 2);
+    let forks = [1, 5, 7, 8].map(|last| row(&[7], 20, &[0, last], Some(draw(1, 21))));
+    // Block 5 gets what block 1 holds by way of block 9, and others in the same launch.
+    let fork = Plan { copies: vec![(1, 9), (9, 5), (1, 7), (1, 8)], ..plan(forks.to_vec()) };
+    let all = drawn_bits(&drawn(&mut backend, &fork));
+    assert!(all.iter().all(|drawn| *drawn == all[0]));
+    // The same bucket with a row less: the graph is replayed, and the absent row leaves no trace.
+    let fewer = drawn_bits(&drawn(&mut backend, &plan(forks[1..].to_vec())));
+    assert_eq!(fewer, all[1..]);
 }
 
 #[test]

@@ -206,6 +206,10 @@ fn what_does_not_fit_is_refused_by_line_before_anything_is_taken() {
     backend.install(SET, weights(&base())).unwrap();
     let error = backend.reserve_kv(10_000, BLOCK_TOKENS).unwrap_err().to_string();
     assert!(error.contains("lower rollout.engine.kv_blocks"), "{error}");
+    // What the plan could not know is told by line too.
+    backend.driver().promised = 1 << 40;
+    let error = backend.reserve_kv(10_000, BLOCK_TOKENS).unwrap_err().to_string();
+    assert!(error.contains("it was for keys and values: lower rollout.engine.kv_blocks"), "{error}");
 }
 
 #[test]

@@ -133,6 +133,14 @@ impl Workspace {
     }
 }
 
+/// Says what memory was for that the driver did not have, though by the plan it was there.
+fn of_line(error: KernelError, line: &str, lower: &str) -> KernelError {
+    match error {
+        KernelError::Memory(text) => KernelError::Memory(format!("{text}; it was for {line}: {lower}")),
+        other => other,
+    }
+}
+
 impl<D: Driver> CudaBackend<D> {
     /// A backend without weights, whose steps keep within `limits`.
     ///
@@ -191,7 +199,10 @@ impl<D: Driver> CudaBackend<D> {
             let geometry = Geometry::of(&model.shape, model.element);
             if blocks > 0 && !self.pools.iter().any(|p| p.geometry == geometry) {
                 let block_bytes = block_bytes(&model.shape, model.element, block_tokens);
-                let address = self.driver.allocate(u64::from(blocks) * block_bytes)?;
+                let address = self
+                    .driver
+                    .allocate(u64::from(blocks) * block_bytes)
+                    .map_err(|e| of_line(e, "keys and values", "lower rollout.engine.kv_blocks"))?;
                 self.pools.push(Pool { geometry, address, block_bytes });
             }
         }
@@ -208,7 +219,11 @@ impl<D: Driver> CudaBackend<D> {
             for model in self.models.values_mut() {
                 model.forget_graphs(&mut self.driver);
             }
-            let address = self.driver.allocate(parts.iter().sum())?;
+            let lower = "lower rollout.engine.max_batch_tokens or rollout.engine.max_running";
+            let address = self
+                .driver
+                .allocate(parts.iter().sum())
+                .map_err(|e| of_line(e, "the engine's activations", lower))?;
             self.workspace = Workspace::at(parts, address);
         }
         Ok(())

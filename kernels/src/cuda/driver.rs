@@ -127,3 +127,57 @@ pub trait Driver: Send {
     /// Forgets a graph.
     fn forget(&mut self, graph: GraphId);
 }
+
+impl<D: Driver + ?Sized> Driver for Box<D> {
+    fn free_bytes(&mut self) -> Result<u64, KernelError> {
+        (**self).free_bytes()
+    }
+
+    fn allocate(&mut self, bytes: u64) -> Result<Address, KernelError> {
+        (**self).allocate(bytes)
+    }
+
+    fn free(&mut self, address: Address) {
+        (**self).free(address);
+    }
+
+    fn synchronize(&mut self) -> Result<(), KernelError> {
+        (**self).synchronize()
+    }
+
+    fn kernels(&mut self, element: Dtype, head_dim: usize) -> Result<KernelsId, KernelError> {
+        (**self).kernels(element, head_dim)
+    }
+
+    fn upload(&mut self, to: Address, bytes: &[u8]) -> Result<(), KernelError> {
+        (**self).upload(to, bytes)
+    }
+
+    fn download(&mut self, from: Address, bytes: u64) -> Result<Pending, KernelError> {
+        (**self).download(from, bytes)
+    }
+
+    fn wait(&mut self, pending: Pending) -> Result<Vec<u8>, KernelError> {
+        (**self).wait(pending)
+    }
+
+    fn launch(&mut self, kernels: KernelsId, launch: &Launch) -> Result<(), KernelError> {
+        (**self).launch(kernels, launch)
+    }
+
+    fn begin_capture(&mut self) -> Result<(), KernelError> {
+        (**self).begin_capture()
+    }
+
+    fn end_capture(&mut self) -> Result<GraphId, KernelError> {
+        (**self).end_capture()
+    }
+
+    fn replay(&mut self, graph: GraphId) -> Result<(), KernelError> {
+        (**self).replay(graph)
+    }
+
+    fn forget(&mut self, graph: GraphId) {
+        (**self).forget(graph);
+    }
+}
