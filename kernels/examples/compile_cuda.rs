@@ -63,12 +63,19 @@ fn broken(report: &Report, bounds: &Report) -> Vec<String> {
     all
 }
 
+/// The report as JSON, a kernel a line.
+fn as_file(report: &Report) -> Result<String, serde_json::Error> {
+    let line = |(name, resources)| Ok(format!("  \"{name}\": {}", serde_json::to_string(resources)?));
+    let lines = report.iter().map(line).collect::<Result<Vec<String>, serde_json::Error>>()?;
+    Ok(format!("{{\n{}\n}}", lines.join(",\n")))
+}
+
 fn main() -> ExitCode {
     let check = || -> Result<Vec<String>, String> {
         let compiler = Compiler::find().map_err(|e| e.to_string())?;
         let (report, warnings) = compile_all(compiler).map_err(|e| e.to_string())?;
         if std::env::args().any(|a| a == "--print") {
-            println!("{}", serde_json::to_string_pretty(&report).map_err(|e| e.to_string())?);
+            println!("{}", as_file(&report).map_err(|e| e.to_string())?);
             return Ok(warnings);
         }
         let bounds: Report = serde_json::from_str(BOUNDS).map_err(|e| format!("resources.json: {e}"))?;
