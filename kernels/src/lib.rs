@@ -5,8 +5,10 @@
 
 pub mod backend;
 pub mod cpu;
+pub mod cuda;
 
 mod error;
+mod plan;
 pub mod rng;
 
 pub mod sampling;

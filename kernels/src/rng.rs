@@ -56,11 +56,14 @@ pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
 }
 
 impl RngKey {
+    /// Stream and agent in a word: 8 bits are plenty for the streams, 24 for the agents of an episode.
+    pub(crate) fn purpose(&self) -> u32 {
+        (self.stream as u32) << 24 | (self.agent & 0x00FF_FFFF)
+    }
+
     /// Four random words for one counter.
     pub fn block(&self, counter: u32) -> [u32; 4] {
-        // Stream and agent share a word: 8 bits are plenty for the streams, 24 for the agents of an episode.
-        let purpose = (self.stream as u32) << 24 | (self.agent & 0x00FF_FFFF);
-        let counter = [counter, purpose, self.episode as u32, (self.episode >> 32) as u32];
+        let counter = [counter, self.purpose(), self.episode as u32, (self.episode >> 32) as u32];
         philox4x32(counter, [self.seed as u32, (self.seed >> 32) as u32])
     }
 

@@ -29,6 +29,8 @@ pub struct View {
 enum Pointer {
     F32(*const f32),
     Bf16(*const bf16),
+    /// An address in a card's memory.
+    Card(u64, Dtype),
 }
 
 // SAFETY: a view is read-only, and the memory behind it is neither moved nor written while a lease on it
@@ -64,9 +66,15 @@ impl View {
         Self { pointer, elements }
     }
 
+    /// A view on a card's memory: the host never reads there, so nothing but a card's kernels can.
+    pub fn on_card(address: u64, elements: usize, dtype: Dtype) -> Self {
+        Self { pointer: Pointer::Card(address, dtype), elements }
+    }
+
     /// Element type.
     pub fn dtype(&self) -> Dtype {
         match self.pointer {
+            Pointer::Card(_, dtype) => dtype,
             Pointer::F32(_) => Dtype::F32,
             Pointer::Bf16(_) => Dtype::Bf16,
         }
@@ -203,6 +211,14 @@ impl WeightSet {
         let Pointer::Bf16(pointer) = view.pointer else { return None };
         // SAFETY: as in `f32`.
         Some(unsafe { std::slice::from_raw_parts(pointer, view.elements) })
+    }
+
+    /// Where a tensor lies in a card's memory; `None` for another name, or where it lies in the host's.
+    pub fn on_card(&self, name: &str) -> Option<u64> {
+        match self.views.get(name)?.pointer {
+            Pointer::Card(address, _) => Some(address),
+            _ => None,
+        }
     }
 
     /// How many leases on the owner there are, this one included; the writer waits until it is alone.

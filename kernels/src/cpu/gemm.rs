@@ -56,7 +56,7 @@ impl Packed {
         } else if let Some(rows) = weights.bf16(name) {
             Elements::Bf16(pack(name, rows, inputs, panels, width, bf16::is_finite)?)
         } else {
-            return Err(KernelError::Weights(format!("tensor `{name}` is missing")));
+            return Err(KernelError::Weights(format!("tensor `{name}` is not in the host's memory")));
         };
         Ok(Self { elements, inputs, panels, level })
     }

@@ -16,7 +16,7 @@ mod kv;
 mod level;
 pub(crate) mod math;
 mod model;
-mod plan;
+
 mod simd;
 
 use std::collections::HashMap;
@@ -30,9 +30,9 @@ use self::forward::{Pass, Scratch};
 use self::kv::{Geometry, Kv, Pool};
 pub use self::level::Level;
 use self::model::Model;
-use self::plan::{Reserved, Writers, check};
 use crate::KernelError;
 use crate::backend::{Backend, InstallReport, Output, Plan, PlanRow, SetId, Ticket};
+use crate::plan::{Reserved, Writers, check};
 use crate::weights::WeightSet;
 
 /// Most tokens that one thread takes through the layers at once: their activations stay in its cache.

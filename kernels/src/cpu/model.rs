@@ -139,7 +139,7 @@ fn vector(weights: &WeightSet, name: &str) -> Result<Vec<f32>, KernelError> {
         .f32(name)
         .map(<[f32]>::to_vec)
         .or_else(from_bf16)
-        .ok_or_else(|| KernelError::Weights(format!("tensor `{name}` is missing")))
+        .ok_or_else(|| KernelError::Weights(format!("tensor `{name}` is not in the host's memory")))
 }
 
 fn check_finite(weights: &WeightSet, name: &str) -> Result<(), KernelError> {

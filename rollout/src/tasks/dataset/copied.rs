@@ -12,15 +12,14 @@ pub(super) fn ask_in_copied_words(prompt: &str, parts: &mut [SubTask]) {
     let roots = parts.iter().filter(|part| part.depends_on.is_empty()).count();
     let asked: Vec<String> = parts
         .iter()
-        .map(|part| match part.depends_on.is_empty() {
-            true if roots == 1 => prompt.to_string(),
-            true => part.question.clone(),
-            false => {
-                let waits_for = parts.iter().filter(|other| part.depends_on.contains(&other.id));
-                let names = waits_for.flat_map(|other| names_in(&other.answer));
-                let named = names.filter(|name| holds(&part.question, name));
-                named.max_by_key(|name| name.len()).unwrap_or(&part.question).to_string()
+        .map(|part| {
+            if part.depends_on.is_empty() {
+                return if roots == 1 { prompt.to_string() } else { part.question.clone() };
             }
+            let waits_for = parts.iter().filter(|other| part.depends_on.contains(&other.id));
+            let names = waits_for.flat_map(|other| names_in(&other.answer));
+            let named = names.filter(|name| holds(&part.question, name));
+            named.max_by_key(|name| name.len()).unwrap_or(&part.question).to_string()
         })
         .collect();
     for (part, words) in parts.iter_mut().zip(asked) {

@@ -1,0 +1,391 @@
+//! A card, by the calls of NVIDIA's driver library.
+//!
+//! Never run yet: there was no card (see `docs/gpu.md`).
+#![allow(unsafe_code)]
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::ptr;
+
+use cudarc::driver::sys;
+
+use super::cache::Cubins;
+use super::compile::{Compiler, Target};
+use super::driver::{Address, Driver, GraphId, KernelsId, Launch, Pending};
+use super::sources::sources;
+use crate::KernelError;
+use crate::weights::Dtype;
+
+/// The oldest driver whose calls are used, as the library counts: CUDA 12.0.
+const OLDEST: i32 = 12_000;
+
+/// Uploads up to this many bytes go by way of pinned memory, and nobody waits for them.
+const STAGED: usize = 1 << 20;
+
+/// Memory of the host that the card copies from and to, and the event after the last copy.
+struct Pinned {
+    memory: *mut u8,
+    bytes: usize,
+    event: sys::CUevent,
+}
+
+/// A card.
+pub struct Card {
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    architecture: String,
+    compiler: Compiler,
+    cubins: Box<dyn Cubins>,
+    /// Functions by name, for each element type and head.
+    kernels: Vec<(Dtype, usize, HashMap<String, sys::CUfunction>)>,
+    graphs: HashMap<GraphId, sys::CUgraphExec>,
+    /// Uploads under way, or done.
+    uploads: Vec<Pinned>,
+    downloads: HashMap<Pending, (Pinned, usize)>,
+    spare: Vec<Pinned>,
+    next: u64,
+}
+
+// SAFETY: every call makes the context current for its thread first, and `&mut` lets one thread in at a time.
+unsafe impl Send for Card {}
+
+fn text(result: sys::CUresult) -> String {
+    let mut found: *const c_char = ptr::null();
+    // SAFETY: the library gives a string that lives as long as it, or leaves null.
+    unsafe {
+        sys::cuGetErrorString(result, &raw mut found);
+        if found.is_null() {
+            format!("{result:?}")
+        } else {
+            CStr::from_ptr(found).to_string_lossy().into_owned()
+        }
+    }
+}
+
+fn check(result: sys::CUresult, call: &str) -> Result<(), KernelError> {
+    match result {
+        sys::CUresult::CUDA_SUCCESS => Ok(()),
+        other => Err(KernelError::Cuda(format!("{call} failed: {}", text(other)))),
+    }
+}
+
+impl Card {
+    /// Takes the card of this number. Its primary context is the one that libtorch uses too.
+    ///
+    /// # Errors
+    /// [`KernelError::Cuda`] when there is no driver, no such card, no NVRTC, or one that is too old.
+    pub fn open(number: i32, cubins: Box<dyn Cubins>) -> Result<Self, KernelError> {
+        // SAFETY: loads a library of this name, whose constructors NVIDIA vouches for.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(KernelError::Cuda(
+                "NVIDIA's driver (libcuda.so) is not found: there is no card here, or its driver is not installed".to_owned(),
+            ));
+        }
+        let (mut version, mut device) = (0, 0);
+        let (mut context, mut stream) = (ptr::null_mut(), ptr::null_mut());
+        let (mut major, mut minor) = (0, 0);
+        // SAFETY: the library is there; every call writes what its pointer is to.
+        unsafe {
+            check(sys::cuInit(0), "cuInit")?;
+            check(sys::cuDriverGetVersion(&raw mut version), "cuDriverGetVersion")?;
+            if version < OLDEST {
+                return Err(KernelError::Cuda(format!(
+                    "the driver is of CUDA {}.{}, must be at least {}.0",
+                    version / 1000,
+                    version % 1000 / 10,
+                    OLDEST / 1000
+                )));
+            }
+            check(sys::cuDeviceGet(&raw mut device, number), "cuDeviceGet")?;
+            let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
+            check(sys::cuDeviceGetAttribute(&raw mut major, attribute, device), "cuDeviceGetAttribute")?;
+            let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR;
+            check(sys::cuDeviceGetAttribute(&raw mut minor, attribute, device), "cuDeviceGetAttribute")?;
+        }
+        let architecture = Target::architecture(major, minor)?;
+        let compiler = Compiler::find()?;
+        // SAFETY: as above; the context is given back when the card is dropped.
+        unsafe {
+            check(sys::cuDevicePrimaryCtxRetain(&raw mut context, device), "cuDevicePrimaryCtxRetain")?;
+            let made = check(sys::cuCtxSetCurrent(context), "cuCtxSetCurrent")
+                // 1 is CU_STREAM_NON_BLOCKING: the null stream does not wait for it.
+                .and_then(|()| check(sys::cuStreamCreate(&raw mut stream, 1), "cuStreamCreate"));
+            if let Err(error) = made {
+                sys::cuDevicePrimaryCtxRelease_v2(device);
+                return Err(error);
+            }
+        }
+        Ok(Self {
+            device,
+            context,
+            stream,
+            architecture,
+            compiler,
+            cubins,
+            kernels: Vec::new(),
+            graphs: HashMap::new(),
+            uploads: Vec::new(),
+            downloads: HashMap::new(),
+            spare: Vec::new(),
+            next: 0,
+        })
+    }
+
+    fn enter(&self) -> Result<(), KernelError> {
+        // SAFETY: the context is retained.
+        check(unsafe { sys::cuCtxSetCurrent(self.context) }, "cuCtxSetCurrent")
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    /// Pinned memory of at least `bytes` that no copy uses.
+    fn pinned(&mut self, bytes: usize) -> Result<Pinned, KernelError> {
+        // SAFETY: the events exist.
+        let done = |p: &mut Pinned| unsafe { sys::cuEventQuery(p.event) } == sys::CUresult::CUDA_SUCCESS;
+        self.spare.extend(self.uploads.extract_if(.., done));
+        if let Some(found) = self.spare.iter().position(|p| p.bytes >= bytes) {
+            return Ok(self.spare.swap_remove(found));
+        }
+        let bytes = bytes.next_power_of_two().max(4096);
+        let (mut memory, mut event) = (ptr::null_mut(), ptr::null_mut());
+        // SAFETY: both calls write a pointer; 2 is CU_EVENT_DISABLE_TIMING.
+        unsafe {
+            check(sys::cuMemHostAlloc(&raw mut memory, bytes, 0), "cuMemHostAlloc")?;
+            if let Err(error) = check(sys::cuEventCreate(&raw mut event, 2), "cuEventCreate") {
+                sys::cuMemFreeHost(memory);
+                return Err(error);
+            }
+        }
+        Ok(Pinned { memory: memory.cast(), bytes, event })
+    }
+}
+
+impl Driver for Card {
+    fn free_bytes(&mut self) -> Result<u64, KernelError> {
+        self.enter()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: writes two numbers.
+        check(unsafe { sys::cuMemGetInfo_v2(&raw mut free, &raw mut total) }, "cuMemGetInfo")?;
+        Ok(free as u64)
+    }
+
+    fn allocate(&mut self, bytes: u64) -> Result<Address, KernelError> {
+        self.enter()?;
+        let mut address = 0;
+        // SAFETY: writes an address; the driver aligns it to 256 bytes at least.
+        match unsafe { sys::cuMemAlloc_v2(&raw mut address, bytes.max(1) as usize) } {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                Err(KernelError::Memory(format!("the card has no {bytes} bytes in one piece")))
+            }
+            result => check(result, "cuMemAlloc").map(|()| address),
+        }
+    }
+
+    fn free(&mut self, address: Address) {
+        // What fails here has failed before, and comes up at the next call that can tell.
+        if self.synchronize().is_ok() {
+            // SAFETY: the address is from `allocate`, and nothing that was handed in is under way.
+            unsafe { sys::cuMemFree_v2(address) };
+        }
+    }
+
+    fn synchronize(&mut self) -> Result<(), KernelError> {
+        self.enter()?;
+        // SAFETY: the stream exists.
+        check(unsafe { sys::cuStreamSynchronize(self.stream) }, "cuStreamSynchronize")
+    }
+
+    fn kernels(&mut self, element: Dtype, head_dim: usize) -> Result<KernelsId, KernelError> {
+        self.enter()?;
+        if let Some(found) = self.kernels.iter().position(|k| (k.0, k.1) == (element, head_dim)) {
+            return Ok(KernelsId(found as u32));
+        }
+        let target = Target { architecture: self.architecture.clone(), element, head_dim };
+        let mut functions = HashMap::new();
+        for source in sources(element) {
+            let cubin = self.compiler.cubin(&source, &target, self.cubins.as_mut())?;
+            let mut module = ptr::null_mut();
+            // SAFETY: the cubin is a whole ELF file, which tells its own length. Modules live as long as the context.
+            check(
+                unsafe { sys::cuModuleLoadData(&raw mut module, cubin.as_ptr().cast()) },
+                "cuModuleLoadData",
+            )?;
+            for name in source.kernels() {
+                let c_name = CString::new(name)
+                    .map_err(|_| KernelError::Cuda(format!("kernel `{name}` has a zero byte in its name")))?;
+                let mut function = ptr::null_mut();
+                // SAFETY: writes a handle.
+                let found = unsafe { sys::cuModuleGetFunction(&raw mut function, module, c_name.as_ptr()) };
+                check(found, &format!("cuModuleGetFunction for `{name}`"))?;
+                functions.insert(name.to_owned(), function);
+            }
+        }
+        self.kernels.push((element, head_dim, functions));
+        Ok(KernelsId(self.kernels.len() as u32 - 1))
+    }
+
+    fn upload(&mut self, to: Address, bytes: &[u8]) -> Result<(), KernelError> {
+        self.enter()?;
+        if bytes.len() > STAGED {
+            // SAFETY: the bytes live until the copy is done, for it is waited for.
+            let copied =
+                unsafe { sys::cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().cast(), bytes.len(), self.stream) };
+            check(copied, "cuMemcpyHtoDAsync")?;
+            return self.synchronize();
+        }
+        let pinned = self.pinned(bytes.len())?;
+        // SAFETY: the pinned memory has room, and is used by nobody until its event is over.
+        let result = unsafe {
+            ptr::copy_nonoverlapping(bytes.as_ptr(), pinned.memory, bytes.len());
+            let copied = sys::cuMemcpyHtoDAsync_v2(
+                to,
+                pinned.memory.cast::<c_void>().cast_const(),
+                bytes.len(),
+                self.stream,
+            );
+            check(copied, "cuMemcpyHtoDAsync")
+                .and_then(|()| check(sys::cuEventRecord(pinned.event, self.stream), "cuEventRecord"))
+        };
+        self.uploads.push(pinned);
+        result
+    }
+
+    fn download(&mut self, from: Address, bytes: u64) -> Result<Pending, KernelError> {
+        self.enter()?;
+        let bytes = bytes as usize;
+        let pinned = self.pinned(bytes)?;
+        // SAFETY: as in `upload`.
+        let result = unsafe {
+            let copied = sys::cuMemcpyDtoHAsync_v2(pinned.memory.cast(), from, bytes, self.stream);
+            check(copied, "cuMemcpyDtoHAsync")
+                .and_then(|()| check(sys::cuEventRecord(pinned.event, self.stream), "cuEventRecord"))
+        };
+        let pending = Pending(self.number());
+        self.downloads.insert(pending, (pinned, bytes));
+        result.map(|()| pending)
+    }
+
+    fn wait(&mut self, pending: Pending) -> Result<Vec<u8>, KernelError> {
+        self.enter()?;
+        let (pinned, bytes) = self
+            .downloads
+            .remove(&pending)
+            .ok_or_else(|| KernelError::Cuda("a copy to the host was waited for twice".to_owned()))?;
+        // SAFETY: the event exists; after it the copy is done.
+        let result = unsafe {
+            check(sys::cuEventSynchronize(pinned.event), "cuEventSynchronize")
+                .map(|()| std::slice::from_raw_parts(pinned.memory, bytes).to_vec())
+        };
+        self.spare.push(pinned);
+        result
+    }
+
+    fn launch(&mut self, kernels: KernelsId, launch: &Launch) -> Result<(), KernelError> {
+        self.enter()?;
+        let function = self.kernels.get(kernels.0 as usize).and_then(|k| k.2.get(launch.kernel));
+        let &function =
+            function.ok_or_else(|| KernelError::Cuda(format!("there is no kernel `{}`", launch.kernel)))?;
+        let mut arguments: Vec<*mut c_void> =
+            launch.arguments.iter().map(|a| ptr::from_ref(&a.0).cast_mut().cast()).collect();
+        let [x, y, z] = launch.blocks;
+        // SAFETY: the arguments are as the kernel's text has them (`launches.rs`), and are read before this returns.
+        let result = unsafe {
+            sys::cuLaunchKernel(
+                function,
+                x,
+                y,
+                z,
+                launch.threads,
+                1,
+                1,
+                0,
+                self.stream,
+                arguments.as_mut_ptr(),
+                ptr::null_mut(),
+            )
+        };
+        check(result, &format!("the launch of `{}`", launch.kernel))
+    }
+
+    fn begin_capture(&mut self) -> Result<(), KernelError> {
+        self.enter()?;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream exists, and is not the null stream, which cannot be captured.
+        check(unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) }, "cuStreamBeginCapture")
+    }
+
+    fn end_capture(&mut self) -> Result<GraphId, KernelError> {
+        self.enter()?;
+        let (mut graph, mut executable) = (ptr::null_mut(), ptr::null_mut());
+        // SAFETY: writes handles; the graph is of no use once it is instantiated.
+        unsafe {
+            check(sys::cuStreamEndCapture(self.stream, &raw mut graph), "cuStreamEndCapture")?;
+            let made = sys::cuGraphInstantiateWithFlags(&raw mut executable, graph, 0);
+            sys::cuGraphDestroy(graph);
+            check(made, "cuGraphInstantiate")?;
+        }
+        let id = GraphId(self.number() as u32);
+        self.graphs.insert(id, executable);
+        Ok(id)
+    }
+
+    fn replay(&mut self, graph: GraphId) -> Result<(), KernelError> {
+        self.enter()?;
+        let &executable = self
+            .graphs
+            .get(&graph)
+            .ok_or_else(|| KernelError::Cuda("a graph was replayed after it was forgotten".to_owned()))?;
+        // SAFETY: both exist.
+        check(unsafe { sys::cuGraphLaunch(executable, self.stream) }, "cuGraphLaunch")
+    }
+
+    fn forget(&mut self, graph: GraphId) {
+        if let (Some(executable), Ok(())) = (self.graphs.remove(&graph), self.synchronize()) {
+            // SAFETY: it exists, and does not run any more.
+            unsafe { sys::cuGraphExecDestroy(executable) };
+        }
+    }
+}
+
+impl Drop for Card {
+    fn drop(&mut self) {
+        if self.synchronize().is_err() {
+            return; // The card is lost, and everything on it.
+        }
+        let pinned = self.spare.drain(..).chain(self.uploads.drain(..));
+        // SAFETY: nothing runs any more, and each is destroyed once.
+        unsafe {
+            for pinned in pinned.chain(self.downloads.drain().map(|(_, (pinned, _))| pinned)) {
+                sys::cuEventDestroy_v2(pinned.event);
+                sys::cuMemFreeHost(pinned.memory.cast());
+            }
+            for (_, executable) in self.graphs.drain() {
+                sys::cuGraphExecDestroy(executable);
+            }
+            sys::cuStreamDestroy_v2(self.stream);
+            sys::cuDevicePrimaryCtxRelease_v2(self.device);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::cache::InMemory;
+
+    /// Where there is a card, this opens it; where there is none, it says so.
+    #[test]
+    fn a_missing_card_is_an_error_to_read() {
+        if let Err(error) = Card::open(0, Box::new(InMemory::default())) {
+            assert!(matches!(error, KernelError::Cuda(_)), "{error}");
+            // SAFETY: as in `open`.
+            if !unsafe { sys::is_culib_present() } {
+                assert!(error.to_string().contains("NVIDIA's driver (libcuda.so) is not found"), "{error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! What a card's memory is needed for, summed before anything is allocated.
+
+use std::fmt;
+
+use super::launches::splits;
+use super::step::{Layout, Limits, PREFILL_QUERIES, Room};
+use crate::KernelError;
+use crate::shape::ModelShape;
+use crate::weights::Dtype;
+
+/// Bytes of an element.
+pub(super) fn element_bytes(element: Dtype) -> u64 {
+    match element {
+        Dtype::F32 => 4,
+        Dtype::Bf16 => 2,
+    }
+}
+
+/// One purpose.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    /// What for.
+    pub name: String,
+    /// Bytes.
+    pub bytes: u64,
+    /// How they come about.
+    pub arithmetic: String,
+    /// What to change to need less.
+    pub lower: &'static str,
+}
+
+/// All purposes, in the order in which memory is taken.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct MemoryPlan {
+    /// The purposes.
+    pub lines: Vec<Line>,
+}
+
+/// Elements of all tensors.
+fn parameters(shape: &ModelShape) -> u64 {
+    shape.tensors().iter().map(|(_, dims)| dims.iter().product::<usize>() as u64).sum()
+}
+
+impl MemoryPlan {
+    fn add(&mut self, name: &str, bytes: u64, arithmetic: String, lower: &'static str) {
+        self.lines.push(Line { name: name.to_owned(), bytes, arithmetic, lower });
+    }
+
+    /// A model's weights, and the angles of its positions.
+    pub fn weights(&mut self, name: &str, shape: &ModelShape, element: Dtype) {
+        let (count, each) = (parameters(shape), element_bytes(element));
+        let arithmetic = format!("{count} parameters of {each} bytes");
+        self.add(&format!("weights of {name}"), count * each, arithmetic, "take a smaller model, or bf16");
+        let (positions, head_dim) = (shape.max_positions as u64, shape.head_dim as u64);
+        let arithmetic = format!("{positions} positions, {head_dim} f32 each");
+        self.add(&format!("angles of {name}"), 4 * positions * head_dim, arithmetic, "lower max_positions");
+    }
+
+    /// Gradients and the optimizer's state of a model in training: `state_bytes` for each parameter (AdamW with
+    /// gradients and two moments in f32: 12; with f32 masters of bf16 weights: 16).
+    pub fn optimizer(&mut self, shape: &ModelShape, state_bytes: u64) {
+        let count = parameters(shape);
+        let arithmetic = format!("{count} parameters, {state_bytes} bytes of gradients and moments each");
+        self.add("optimizer", count * state_bytes, arithmetic, "take a smaller model");
+    }
+
+    /// What the learner keeps between forward and backward for `tokens` tokens at once: per layer the residual stream
+    /// and its norms, q, k, v, what was attended, gate, up and their product; then the logits in f32, twice.
+    pub fn learner(&mut self, shape: &ModelShape, element: Dtype, tokens: u64) {
+        let (hidden, inner) = (shape.hidden as u64, (shape.heads * shape.head_dim) as u64);
+        let layer = 4 * hidden + 2 * shape.qkv_rows() as u64 + inner + 3 * shape.ffn as u64;
+        let (layers, vocab, each) = (shape.layers as u64, shape.vocab as u64, element_bytes(element));
+        let bytes = tokens * (layers * layer * each + 8 * vocab);
+        let arithmetic = format!(
+            "{tokens} tokens of {layers} layers × {layer} elements of {each} bytes + {vocab} logits × 8"
+        );
+        self.add("learner's activations", bytes, arithmetic, "lower learner.micro_batch_tokens");
+    }
+
+    /// What a step of the engine works in.
+    pub fn steps(&mut self, shape: &ModelShape, element: Dtype, limits: Limits, block_tokens: usize) {
+        let (tokens, each) = (limits.tokens as u64, element_bytes(element));
+        let (hidden, inner, ffn) =
+            (shape.hidden as u64, (shape.heads * shape.head_dim) as u64, shape.ffn as u64);
+        let floats = hidden + shape.qkv_rows() as u64 + 2 * ffn;
+        let elements = hidden + 2 * inner + ffn;
+        let arithmetic = format!("{tokens} tokens of {floats} f32 + {elements} elements of {each} bytes");
+        let lower = "lower rollout.engine.max_batch_tokens";
+        self.add("engine's activations", tokens * (4 * floats + each * elements), arithmetic, lower);
+
+        let (rows, vocab) = (limits.rows as u64, shape.vocab as u64);
+        let lower = "lower rollout.engine.max_running";
+        self.add("logits", 4 * rows * vocab, format!("{rows} rows of {vocab} f32"), lower);
+        let (heads, most, head_dim) =
+            (shape.heads as u64, splits(shape.max_positions) as u64, shape.head_dim as u64);
+        let bytes = 4 * rows * heads * most.next_power_of_two() * (2 + head_dim);
+        let arithmetic = format!(
+            "{rows} rows × {heads} heads × {} splits × {} f32",
+            most.next_power_of_two(),
+            2 + head_dim
+        );
+        self.add("splits of decode attention", bytes, arithmetic, lower);
+        let words = step_room(shape, limits, block_tokens);
+        let bytes = 4 * Layout::new(words).words as u64 + 16 * rows;
+        self.add("data of a step", bytes, format!("{words:?}"), lower);
+    }
+
+    /// Blocks of keys and values for models of one geometry.
+    pub fn keys_values(&mut self, shape: &ModelShape, element: Dtype, blocks: u32, block_tokens: u32) {
+        let each = block_bytes(shape, element, block_tokens);
+        let (layers, kv_heads, head_dim) = (shape.layers, shape.kv_heads, shape.head_dim);
+        let arithmetic = format!(
+            "{blocks} blocks of {block_tokens} positions × {layers} layers × 2 × {kv_heads} KV heads × {head_dim} elements \
+             of {} bytes",
+            element_bytes(element)
+        );
+        let lower = "lower rollout.engine.kv_blocks";
+        self.add("keys and values", u64::from(blocks) * each, arithmetic, lower);
+    }
+
+    /// All bytes.
+    pub fn total(&self) -> u64 {
+        self.lines.iter().map(|line| line.bytes).sum()
+    }
+
+    /// Refuses a plan that does not fit.
+    ///
+    /// # Errors
+    /// [`KernelError::Memory`] with the arithmetic, and the largest line that can be made smaller.
+    pub fn check(&self, free_bytes: u64) -> Result<(), KernelError> {
+        if self.total() <= free_bytes {
+            return Ok(());
+        }
+        let largest = self.lines.iter().max_by_key(|line| line.bytes);
+        let lower =
+            largest.map_or(String::new(), |line| format!("; most of it is {}: {}", line.name, line.lower));
+        Err(KernelError::Memory(format!(
+            "{} bytes are needed, {free_bytes} are free{lower}\n{self}",
+            self.total()
+        )))
+    }
+}
+
+impl fmt::Display for MemoryPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for line in &self.lines {
+            writeln!(f, "{:>14.1} MiB  {}: {}", mebibytes(line.bytes), line.name, line.arithmetic)?;
+        }
+        write!(f, "{:>14.1} MiB  in all", mebibytes(self.total()))
+    }
+}
+
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+/// Bytes of a block.
+pub(super) fn block_bytes(shape: &ModelShape, element: Dtype, block_tokens: u32) -> u64 {
+    let elements = shape.layers * 2 * shape.kv_heads * shape.head_dim;
+    elements as u64 * u64::from(block_tokens) * element_bytes(element)
+}
+
+/// Room for the data of any step within the limits.
+pub(super) fn step_room(shape: &ModelShape, limits: Limits, block_tokens: usize) -> Room {
+    let group = shape.heads / shape.kv_heads;
+    Room {
+        tokens: limits.tokens,
+        rows: limits.rows,
+        tiles: (limits.tokens * group).div_ceil(PREFILL_QUERIES) + limits.rows,
+        outputs: limits.rows,
+        blocks: limits.rows * shape.max_positions.div_ceil(block_tokens),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape() -> ModelShape {
+        ModelShape {
+            vocab: 100,
+            hidden: 64,
+            layers: 3,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 16,
+            ffn: 96,
+            max_positions: 512,
+            rope_theta: 1e4,
+            rms_eps: 1e-6,
+            qkv_bias: true,
+            qk_norm: false,
+            tied_head: true,
+        }
+    }
+
+    #[test]
+    fn lines_add_up_and_what_does_not_fit_is_refused_with_them() {
+        let mut plan = MemoryPlan::default();
+        plan.weights("set 0", &shape(), Dtype::Bf16);
+        plan.optimizer(&shape(), 12);
+        plan.learner(&shape(), Dtype::Bf16, 1000);
+        plan.steps(&shape(), Dtype::Bf16, Limits { tokens: 128, rows: 8 }, 16);
+        plan.keys_values(&shape(), Dtype::Bf16, 1000, 16);
+        // 3 layers × (64 + 64·128 + 128 + 64·64 + 64 + 192·64 + 64·96) + 100·64 + 64.
+        let parameters = 3 * (64 + 64 * 128 + 128 + 64 * 64 + 64 + 192 * 64 + 64 * 96) + 100 * 64 + 64;
+        assert_eq!(plan.lines[0].bytes, 2 * parameters);
+        assert_eq!(plan.lines[2].bytes, 12 * parameters);
+        let kv = plan.lines.last().unwrap();
+        assert_eq!(kv.bytes, 1000 * 16 * 3 * 2 * 2 * 16 * 2);
+        assert_eq!(plan.total(), plan.lines.iter().map(|l| l.bytes).sum());
+        assert!(plan.check(plan.total()).is_ok());
+        let error = plan.check(plan.total() - 1).unwrap_err().to_string();
+        for wanted in [
+            &format!("{} bytes are needed, {} are free", plan.total(), plan.total() - 1),
+            "most of it is keys and values: lower rollout.engine.kv_blocks",
+            "keys and values: 1000 blocks of 16 positions × 3 layers × 2 × 2 KV heads × 16 elements of 2 bytes",
+            "MiB  in all",
+        ] {
+            assert!(error.contains(wanted), "{error}");
+        }
+    }
+}

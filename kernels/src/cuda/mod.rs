@@ -1,0 +1,19 @@
+//! The CUDA kernels and what a host needs to run them. Libraries of CUDA are looked for at run time; where there are
+//! none, that is an error to read, and the CPU backend works on.
+//!
+//! Nothing here has run on a card yet (see `docs/gpu.md`).
+
+mod backend;
+pub mod buckets;
+pub mod cache;
+pub mod card;
+pub mod compile;
+pub mod driver;
+pub mod launches;
+pub mod memory;
+mod model;
+pub mod resources;
+pub mod sources;
+pub mod step;
+
+pub use backend::CudaBackend;

@@ -1,0 +1,92 @@
+//! The CUDA sources, as they stand in `kernels/cuda`.
+
+use crate::weights::Dtype;
+
+/// A file of CUDA C++.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Source {
+    /// Its name, as compilers' messages give it.
+    pub file: &'static str,
+    /// Its text.
+    pub text: &'static str,
+}
+
+impl Source {
+    /// Names of the kernels in it.
+    pub fn kernels(&self) -> impl Iterator<Item = &'static str> {
+        let after = self.text.split("\nKERNEL(").skip(1);
+        after.filter_map(|rest| rest.split_once(") ")?.1.split('(').next())
+    }
+}
+
+macro_rules! sources {
+    ($($file:literal),* $(,)?) => {
+        [$(Source { file: $file, text: include_str!(concat!("../../cuda/", $file)) }),*]
+    };
+}
+
+/// What the sources include.
+pub const HEADERS: [Source; 9] = sources![
+    "attention.cuh",
+    "device.cuh",
+    "element.cuh",
+    "exponential.cuh",
+    "paging.cuh",
+    "philox.cuh",
+    "reduce.cuh",
+    "tensor_core.cuh",
+    "types.cuh",
+];
+
+/// Sources that work with elements of either type.
+const EITHER: [Source; 8] = sources![
+    "attention_merge.cu",
+    "blocks.cu",
+    "embedding.cu",
+    "finite.cu",
+    "norm.cu",
+    "rotary.cu",
+    "sampling.cu",
+    "swiglu.cu",
+];
+
+/// Sources of products and attention in each type.
+const F32: [Source; 2] = sources!["attention_f32.cu", "multiply_f32.cu"];
+const BF16: [Source; 2] = sources!["attention_bf16.cu", "multiply_bf16.cu"];
+
+/// The sources of an engine whose elements are of this type.
+pub fn sources(element: Dtype) -> impl Iterator<Item = Source> {
+    let own = match element {
+        Dtype::F32 => F32,
+        Dtype::Bf16 => BF16,
+    };
+    EITHER.into_iter().chain(own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_are_found_in_their_sources() {
+        for element in [Dtype::F32, Dtype::Bf16] {
+            let mut names: Vec<&str> =
+                sources(element).flat_map(|s| s.kernels().collect::<Vec<_>>()).collect();
+            names.sort_unstable();
+            let wanted = [
+                "attend_decode",
+                "attend_prefill",
+                "copy_blocks",
+                "draw_tokens",
+                "embed",
+                "find_strays",
+                "merge_splits",
+                "multiply",
+                "rms_norm",
+                "swiglu",
+                "turn_heads",
+            ];
+            assert_eq!(names, wanted);
+        }
+    }
+}

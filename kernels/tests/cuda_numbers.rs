@@ -1,0 +1,339 @@
+//! The CUDA sources, run as plain C++ by the emulator beside this file, against the CPU backend and an f64 forward.
+//! What tensor cores round, and what threads may race for, only a card tells: `PARL_CARD=0` runs the same tests on it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests may panic, helpers of tests too")]
+#![allow(unsafe_code, reason = "it calls C++")]
+
+mod emulated;
+mod fixture;
+
+use std::ffi::c_void;
+
+use emulated::{Emulated, Library};
+use fixture::{
+    BLOCK_TOKENS, SET, base, bits, draw, drawn_bits, log_softmax, plan, reference, rounded, row, tensors,
+    tokens,
+};
+use half::bf16;
+use parl_kernels::KernelError;
+use parl_kernels::backend::{Backend, Draw, Drawn, Plan, PlanRow, Sampling};
+use parl_kernels::cpu::{CpuBackend, Level};
+use parl_kernels::cuda::CudaBackend;
+use parl_kernels::cuda::cache::InMemory;
+use parl_kernels::cuda::card::Card;
+use parl_kernels::cuda::driver::Driver;
+use parl_kernels::cuda::step::Limits;
+use parl_kernels::rng::philox4x32;
+use parl_kernels::shape::ModelShape;
+use parl_kernels::weights::{Dtype, WeightSet};
+
+/// The emulator, or the card whose number `PARL_CARD` gives.
+fn driver() -> Box<dyn Driver> {
+    match std::env::var("PARL_CARD") {
+        Ok(number) => Box::new(Card::open(number.parse().unwrap(), Box::new(InMemory::default())).unwrap()),
+        Err(_) => Box::new(Emulated::running()),
+    }
+}
+
+fn on_card(
+    weights: WeightSet,
+    blocks: u32,
+    block_tokens: u32,
+    limits: Limits,
+) -> CudaBackend<Box<dyn Driver>> {
+    let mut backend = CudaBackend::new(driver(), limits).unwrap();
+    backend.reserve_kv(blocks, block_tokens).unwrap();
+    backend.install(SET, weights).unwrap();
+    backend
+}
+
+const LIMITS: Limits = Limits { tokens: 96, rows: 24 };
+
+fn weights(shape: &ModelShape, element: Dtype) -> WeightSet {
+    let tensors = tensors(shape, 1);
+    match element {
+        Dtype::F32 => WeightSet::from_f32(shape.clone(), 1, tensors).unwrap(),
+        Dtype::Bf16 => WeightSet::from_bf16(shape.clone(), 1, rounded(&tensors).0).unwrap(),
+    }
+}
+
+fn drawn(backend: &mut impl Backend, plan: &Plan) -> Vec<Option<Drawn>> {
+    let ticket = backend.submit(plan).unwrap();
+    backend.collect(ticket).unwrap().draws.concat()
+}
+
+fn logits(backend: &mut impl Backend, plan: &Plan) -> Vec<Vec<Vec<f32>>> {
+    backend.logits(plan).unwrap().concat()
+}
+
+#[test]
+fn random_words_exponentials_and_roundings_are_those_of_rust() {
+    let library = Library::get(Dtype::F32, 16);
+    // SAFETY: kernels.cpp gives them these types.
+    let (words, exponential, round) = unsafe {
+        (
+            std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*const u32, *const u32, *mut u32)>(
+                library.function("philox_words"),
+            ),
+            std::mem::transmute::<*mut c_void, unsafe extern "C" fn(f32) -> f32>(
+                library.function("exponential_of"),
+            ),
+            std::mem::transmute::<*mut c_void, unsafe extern "C" fn(f32) -> u32>(library.function("bf16_of")),
+        )
+    };
+    for i in 0..1000u32 {
+        let mix = |n: u32| philox4x32([i, n, 0, 0], [7, 7])[0];
+        let (counter, key) = ([mix(0), mix(1), mix(2), mix(3)], [mix(4), mix(5)]);
+        let mut found = [0; 4];
+        // SAFETY: the pointers are to as many words as it reads and writes.
+        unsafe { words(counter.as_ptr(), key.as_ptr(), found.as_mut_ptr()) };
+        assert_eq!(found, philox4x32(counter, key));
+        // SAFETY: numbers in, numbers out.
+        let (any, low) = (f32::from_bits(mix(6)), -100.0 * (i as f32) / 1000.0);
+        assert_eq!(unsafe { round(any) } as u16, bf16::from_f32(any).to_bits(), "{any}");
+        for x in [low, -low * 0.8] {
+            let (got, wanted) = (f64::from(unsafe { exponential(x) }), f64::from(x).exp());
+            assert!(x < -87.0 && got == 0.0 || (got - wanted).abs() <= 3e-7 * wanted, "{x}: {got} {wanted}");
+        }
+    }
+    // SAFETY: as above.
+    unsafe {
+        assert_eq!(exponential(f32::NEG_INFINITY).to_bits(), 0.0f32.to_bits());
+        assert_eq!(exponential(0.0).to_bits(), 1.0f32.to_bits());
+        for special in
+            [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, f32::MAX, f32::MIN_POSITIVE / 2.0]
+        {
+            let wanted = bf16::from_f32(special);
+            assert!(
+                round(special) as u16 == wanted.to_bits() || special.is_nan() && wanted.is_nan(),
+                "{special}"
+            );
+        }
+    }
+}
+
+/// Largest difference of the logits from the f64 forward's, and the mean divergence KL(f64's ‖ ours) of the
+/// distributions.
+fn apart(got: &[Vec<f32>], wanted: &[Vec<f64>]) -> (f64, f64) {
+    let (mut farthest, mut divergence) = (0.0f64, 0.0);
+    for (got, wanted) in got.iter().zip(wanted) {
+        let got: Vec<f64> = got.iter().map(|&x| f64::from(x)).collect();
+        assert_eq!(got.len(), wanted.len());
+        farthest = got.iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(farthest, f64::max);
+        let (ours, theirs) = (log_softmax(&got, 1.0), log_softmax(wanted, 1.0));
+        divergence += ours.iter().zip(&theirs).map(|(a, b)| b.exp() * (b - a)).sum::<f64>();
+    }
+    (farthest, divergence / wanted.len() as f64)
+}
+
+#[test]
+fn logits_are_those_of_the_f64_forward() {
+    let shapes = [
+        base(),
+        // Groups of one and of more than a decode block takes, odd sizes, norms of q and k, a head of its own.
+        ModelShape { heads: 2, kv_heads: 2, hidden: 33, ffn: 67, vocab: 71, qkv_bias: false, ..base() },
+        ModelShape { heads: 18, kv_heads: 1, layers: 1, qk_norm: true, tied_head: false, ..base() },
+        ModelShape { head_dim: 10, qk_norm: true, layers: 2, ..base() },
+    ];
+    for shape in shapes {
+        let sequence = tokens(&shape, 3, 41);
+        for element in [Dtype::F32, Dtype::Bf16] {
+            let plain = match element {
+                Dtype::F32 => tensors(&shape, 1),
+                Dtype::Bf16 => rounded(&tensors(&shape, 1)).1,
+            };
+            let wanted = reference(&shape, &plain, &sequence);
+            let mut backend = on_card(weights(&shape, element), 8, BLOCK_TOKENS, LIMITS);
+            let got = logits(&mut backend, &plan(vec![row(&sequence, 0, &[6, 1, 4], None)]));
+            let (farthest, divergence) = apart(&got[0], &wanted);
+            println!("{element:?}: logits {farthest:.2e}, divergence {divergence:.2e}");
+            let good = match element {
+                Dtype::F32 => farthest <= 1e-4,
+                Dtype::Bf16 => divergence <= 1e-3,
+            };
+            assert!(good, "{element:?} {farthest} {divergence} {shape:?}");
+        }
+    }
+}
+
+fn with(sampling: Sampling, episode: u64) -> Draw {
+    Draw { sampling, ..draw(episode, 9) }
+}
+
+#[test]
+fn draws_are_those_of_the_cpu() {
+    let shape = base();
+    let weights = weights(&shape, Dtype::F32);
+    let mut cpu = CpuBackend::new(Level::best());
+    cpu.reserve_kv(64, BLOCK_TOKENS).unwrap();
+    cpu.install(SET, weights.clone()).unwrap();
+    let mut card = on_card(weights, 64, BLOCK_TOKENS, LIMITS);
+    let mut rows = Vec::new();
+    for (i, (temperature, top_k, top_p)) in [
+        (0.0, 0, 1.0),
+        (1.0, 0, 1.0),
+        (0.5, 0, 1.0),
+        (3.0, 0, 1.0),
+        (1.0, 1, 1.0),
+        (2.0, 5, 1.0),
+        (2.0, 99, 1.0),
+        (2.0, 100, 1.0),
+        (2.0, 0, 0.5),
+        (3.0, 0, 0.95),
+        (1.0, 0, 1e-6),
+        (3.0, 20, 0.8),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for episode in 0..5 {
+            let sampling = Sampling { temperature, top_k, top_p };
+            let block = rows.len() as u32;
+            rows.push(row(&tokens(&shape, i as u64, 9), 0, &[block], Some(with(sampling, episode))));
+        }
+    }
+    let (got, wanted) = (drawn(&mut card, &plan(rows.clone())), drawn(&mut cpu, &plan(rows.clone())));
+    for ((row, got), wanted) in rows.iter().zip(&got).zip(&wanted) {
+        let (got, wanted) = (got.unwrap(), wanted.unwrap());
+        assert_eq!(got.id, wanted.id, "{:?}", row.draw);
+        assert!((got.logprob - wanted.logprob).abs() < 1e-4, "{got:?} {wanted:?}");
+    }
+    let different: std::collections::BTreeSet<u32> = got.iter().map(|d| d.unwrap().id).collect();
+    assert!(different.len() > 10, "{different:?}");
+}
+
+/// Rows of mixed lengths; row `i` owns blocks `8 * i..8 * i + 8`.
+fn rows(shape: &ModelShape, count: u32) -> Vec<PlanRow> {
+    (0..count)
+        .map(|i| {
+            let length = 1 + (i * 37 % 60) as usize;
+            let blocks: Vec<u32> = (8 * i..8 * i + 8).collect();
+            let sequence = tokens(shape, u64::from(i), length);
+            row(&sequence, 0, &blocks, Some(draw(u64::from(i), length as u32)))
+        })
+        .collect()
+}
+
+fn decode(shape: &ModelShape, rows: &[PlanRow]) -> Vec<PlanRow> {
+    let next = |r: &PlanRow| {
+        let start = r.tokens.len() as u32;
+        row(
+            &tokens(shape, u64::from(start), 1),
+            start,
+            &r.blocks,
+            r.draw.map(|d| Draw { position: start + 1, ..d }),
+        )
+    };
+    rows.iter().map(next).collect()
+}
+
+#[test]
+fn alone_or_in_company_a_row_has_the_same_bits() {
+    let shape = base();
+    let all = rows(&shape, 9);
+    let after = decode(&shape, &all);
+    for element in [Dtype::F32, Dtype::Bf16] {
+        let fresh = |limits| on_card(weights(&shape, element), 72, BLOCK_TOKENS, limits);
+        let mut apart = fresh(LIMITS);
+        let wanted: Vec<_> = all
+            .iter()
+            .zip(&after)
+            .map(|(a, b)| {
+                let first = drawn(&mut apart, &plan(vec![a.clone()]));
+                drawn_bits(&[first, drawn(&mut apart, &plan(vec![b.clone()]))].concat())
+            })
+            .collect();
+        // Small limits cut the plan into steps, and rows into pieces.
+        for limits in [LIMITS, Limits { tokens: 7, rows: 3 }] {
+            let mut backend = fresh(limits);
+            let first = drawn_bits(&drawn(&mut backend, &plan(all[..6].to_vec())));
+            // Prefill and decode rows of one plan.
+            let mixed = [&after[..6], &all[6..]].concat();
+            let then = drawn_bits(&drawn(&mut backend, &plan(mixed)));
+            let last = drawn_bits(&drawn(&mut backend, &plan(after[6..].to_vec())));
+            let (firsts, seconds) = ([&first[..], &then[6..]].concat(), [&then[..6], &last[..]].concat());
+            for (i, (a, b)) in firsts.into_iter().zip(seconds).enumerate() {
+                assert_eq!([a, b], wanted[i][..], "{element:?} row {i} {limits:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_prefill_may_be_cut_anywhere_and_decode_has_its_bits() {
+    // Long enough for three splits of attention.
+    let shape = ModelShape { layers: 2, max_positions: 600, ..base() };
+    let sequence = tokens(&shape, 8, 530);
+    for element in [Dtype::F32, Dtype::Bf16] {
+        let pieces = |sizes: &[usize], block_tokens: u32| {
+            let count = 530u32.div_ceil(block_tokens);
+            let mut backend =
+                on_card(weights(&shape, element), 2 * count, block_tokens, Limits { tokens: 300, rows: 300 });
+            let blocks: Vec<u32> = (count..2 * count).rev().collect();
+            let (mut at, mut all) = (0, Vec::new());
+            for &size in sizes {
+                let piece = plan(vec![row(&sequence[at..at + size], at as u32, &blocks, None)]);
+                all.extend(logits(&mut backend, &piece).remove(0));
+                at += size;
+            }
+            assert_eq!(at, 530);
+            all.split_off(508)
+        };
+        let whole = pieces(&[530], 16);
+        let mut cpu = CpuBackend::new(Level::best());
+        cpu.reserve_kv(34, 16).unwrap();
+        cpu.install(SET, weights(&shape, element)).unwrap();
+        let blocks: Vec<u32> = (0..34).collect();
+        let theirs = logits(&mut cpu, &plan(vec![row(&sequence, 0, &blocks, None)])).remove(0).split_off(508);
+        let theirs: Vec<Vec<f64>> =
+            theirs.iter().map(|l| l.iter().map(|&x| f64::from(x)).collect()).collect();
+        let (farthest, divergence) = apart(&whole, &theirs);
+        assert!(
+            farthest <= if element == Dtype::F32 { 1e-4 } else { 1.0 } && divergence <= 1e-3,
+            "{farthest} {divergence}"
+        );
+        let pieces = |sizes: &[usize], block_tokens: u32| bits(&pieces(sizes, block_tokens));
+        let wanted = bits(&whole);
+        assert_eq!(pieces(&[3, 250, 259, 1, 1, 1, 15], 16), wanted, "{element:?}");
+        assert_eq!(pieces(&[&[500][..], &[1; 30]].concat(), 7), wanted, "{element:?}");
+    }
+}
+
+#[test]
+fn copied_blocks_continue_a_fork_and_graphs_serve_other_rows() {
+    let shape = base();
+    let mut backend = on_card(weights(&shape, Dtype::Bf16), 12, BLOCK_TOKENS, LIMITS);
+    let sequence = tokens(&shape, 1, 20);
+    drawn(&mut backend, &plan(vec![row(&sequence, 0, &[0, 1], None)]));
+    let forks = [1, 5, 7, 8].map(|last| row(&[7], 20, &[0, last], Some(draw(1, 21))));
+    // Block 5 gets what block 1 holds by way of block 9, and others in the same launch.
+    let fork = Plan { copies: vec![(1, 9), (9, 5), (1, 7), (1, 8)], ..plan(forks.to_vec()) };
+    let all = drawn_bits(&drawn(&mut backend, &fork));
+    assert!(all.iter().all(|drawn| *drawn == all[0]));
+    // The same bucket with a row less: the graph is replayed, and the absent row leaves no trace.
+    let fewer = drawn_bits(&drawn(&mut backend, &plan(forks[1..].to_vec())));
+    assert_eq!(fewer, all[1..]);
+}
+
+#[test]
+fn other_weights_keep_the_blocks() {
+    let shape = base();
+    let mut backend = on_card(weights(&shape, Dtype::F32), 12, BLOCK_TOKENS, LIMITS);
+    drawn(&mut backend, &plan(vec![row(&tokens(&shape, 1, 20), 0, &[0, 1], None)]));
+    let next = plan(vec![row(&[7], 20, &[0, 1], Some(draw(1, 21)))]);
+    let wanted = drawn(&mut backend, &next);
+    backend.install(SET, WeightSet::from_f32(shape.clone(), 2, tensors(&shape, 2)).unwrap()).unwrap();
+    assert_ne!(drawn(&mut backend, &next), wanted);
+    backend.install(SET, weights(&shape, Dtype::F32)).unwrap();
+    assert_eq!(drawn(&mut backend, &next), wanted);
+}
+
+#[test]
+fn logits_that_are_not_finite_are_told() {
+    let shape = base();
+    let mut all = tensors(&shape, 1);
+    all.get_mut("norm").unwrap().fill(f32::MAX);
+    let mut backend = on_card(WeightSet::from_f32(shape, 1, all).unwrap(), 4, BLOCK_TOKENS, LIMITS);
+    let ticket = backend.submit(&plan(vec![row(&[1, 2], 0, &[0], Some(draw(0, 1)))])).unwrap();
+    assert!(matches!(backend.collect(ticket), Err(KernelError::Sampling(_))));
+}

@@ -1,0 +1,291 @@
+//! What the CUDA backend tells its driver: a driver that records stands for the card.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests may panic, helpers of tests too")]
+#![allow(unsafe_code, reason = "it leases memory of its own making")]
+
+mod emulated;
+mod fixture;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use emulated::{Emulated, Event};
+use fixture::{BLOCK_TOKENS, SET, base, draw, plan, row, tensors};
+use parl_kernels::KernelError;
+use parl_kernels::backend::{Backend, Plan, PlanGroup, PlanRow, Sampling, SetId};
+use parl_kernels::cuda::CudaBackend;
+use parl_kernels::cuda::driver::Launch;
+use parl_kernels::cuda::step::Limits;
+use parl_kernels::shape::ModelShape;
+use parl_kernels::weights::{Dtype, View, WeightSet};
+
+const LIMITS: Limits = Limits { tokens: 64, rows: 16 };
+
+fn weights(shape: &ModelShape) -> WeightSet {
+    WeightSet::from_f32(shape.clone(), 1, tensors(shape, 1)).unwrap()
+}
+
+fn ready(driver: Emulated) -> CudaBackend<Emulated> {
+    let mut backend = CudaBackend::new(driver, LIMITS).unwrap();
+    backend.reserve_kv(64, BLOCK_TOKENS).unwrap();
+    backend.install(SET, weights(&base())).unwrap();
+    backend
+}
+
+fn decode_rows(count: u32) -> Vec<PlanRow> {
+    (0..count).map(|i| row(&[3], 16, &[2 * i, 2 * i + 1], Some(draw(0, 17)))).collect()
+}
+
+fn submit(backend: &mut CudaBackend<Emulated>, plan: &Plan) {
+    let ticket = backend.submit(plan).unwrap();
+    // Nothing was computed, so nothing finite was drawn.
+    let _ = backend.collect(ticket);
+}
+
+/// Kernels since the events before `from`.
+fn since(backend: &mut CudaBackend<Emulated>, from: usize) -> Vec<&'static str> {
+    backend.driver().kernels().split_off(from)
+}
+
+const LAYER: [&str; 10] = [
+    "rms_norm",
+    "multiply",
+    "turn_heads",
+    "attend_decode",
+    "merge_splits",
+    "multiply",
+    "rms_norm",
+    "multiply",
+    "swiglu",
+    "multiply",
+];
+
+#[test]
+fn kernels_come_in_the_order_of_the_forward_pass() {
+    let mut backend = ready(Emulated::recording());
+    let layer = |attention: &[&'static str]| -> Vec<&'static str> {
+        let body = [&LAYER[..3], attention, &LAYER[5..]].concat();
+        [&["embed"][..], &body.repeat(3)].concat()
+    };
+    let head = ["rms_norm", "multiply", "draw_tokens"];
+
+    submit(&mut backend, &plan(decode_rows(2)));
+    let wanted = [&layer(&LAYER[3..5])[..], &head].concat();
+    assert_eq!(since(&mut backend, 0), wanted);
+    let mut seen = wanted.len();
+
+    let prefill = row(&[1, 2, 3], 0, &[40], None);
+    submit(&mut backend, &plan(vec![prefill.clone()]));
+    assert_eq!(since(&mut backend, seen), layer(&["attend_prefill"]));
+    seen = backend.driver().kernels().len();
+
+    // Rows of one token come first, whatever their place in the plan; copies before everything, and in an order that
+    // lets none read what another of its launch writes.
+    let rows = [vec![prefill], decode_rows(1)].concat();
+    let copies = vec![(50, 51), (50, 52), (51, 53)];
+    submit(&mut backend, &Plan { copies, ..plan(rows) });
+    let attention = ["attend_decode", "merge_splits", "attend_prefill"];
+    let wanted = [&["copy_blocks", "copy_blocks"][..], &layer(&attention), &head].concat();
+    assert_eq!(since(&mut backend, seen), wanted);
+    let copied = launches(&mut backend, "copy_blocks");
+    assert_eq!(copied.iter().map(|l| l.blocks[1]).collect::<Vec<_>>(), [2, 1]);
+}
+
+fn launches(backend: &mut CudaBackend<Emulated>, kernel: &str) -> Vec<Launch> {
+    let events = backend.driver().events.iter();
+    events
+        .filter_map(|e| match e {
+            Event::Launch(launch) if launch.kernel == kernel => Some(launch.clone()),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn blocks_cover_every_element() {
+    let mut backend = ready(Emulated::recording());
+    let tokens: Vec<u32> = (0..50).collect();
+    let rows =
+        vec![row(&tokens, 300, &[0; 22].map(|_| 0), None), row(&[1], 299, &[1; 19], Some(draw(0, 300)))];
+    let rows = distinct(rows);
+    submit(&mut backend, &plan(rows));
+    let blocks = |backend: &mut CudaBackend<Emulated>, kernel: &str| launches(backend, kernel)[0].blocks;
+    assert_eq!(blocks(&mut backend, "embed"), [51, 1, 1]);
+    // 8 heads in all, four a block.
+    assert_eq!(blocks(&mut backend, "turn_heads"), [51, 2, 1]);
+    // 128 rows of the fused projection, 64 a block; 51 tokens, 64 a block.
+    assert_eq!(blocks(&mut backend, "multiply"), [2, 1, 1]);
+    // 300 positions are two splits.
+    assert_eq!(blocks(&mut backend, "attend_decode"), [1, 2, 2]);
+    assert_eq!(blocks(&mut backend, "merge_splits"), [1, 4, 1]);
+    // 50 tokens of two heads are 100 queries, 64 a block.
+    assert_eq!(blocks(&mut backend, "attend_prefill"), [2, 2, 1]);
+    assert_eq!(blocks(&mut backend, "swiglu"), [1, 51, 1]);
+    assert_eq!(blocks(&mut backend, "draw_tokens"), [1, 1, 1]);
+}
+
+/// The rows with blocks of their own.
+fn distinct(mut rows: Vec<PlanRow>) -> Vec<PlanRow> {
+    for (next, block) in rows.iter_mut().flat_map(|r| &mut r.blocks).enumerate() {
+        *block = next as u32;
+    }
+    rows
+}
+
+#[test]
+fn decode_steps_share_graphs_by_bucket() {
+    let mut backend = ready(Emulated::recording());
+    for (rows, graphs) in [(3, 1), (4, 1), (3, 1), (5, 2), (8, 2), (9, 3), (16, 3), (2, 4), (1, 5)] {
+        submit(&mut backend, &plan(decode_rows(rows)));
+        assert_eq!(backend.driver().graphs(), graphs, "{rows} rows");
+    }
+    // A graph's blocks are those of its bucket.
+    let blocks: Vec<u32> = launches(&mut backend, "embed").iter().map(|l| l.blocks[0]).collect();
+    assert_eq!(blocks, [4, 8, 16, 2, 1]);
+    // Other blocks of memory, other addresses: the old graphs are forgotten.
+    backend.reserve_kv(64, BLOCK_TOKENS).unwrap();
+    assert_eq!(backend.driver().graphs(), 0);
+    submit(&mut backend, &plan(decode_rows(1)));
+    assert_eq!(backend.driver().graphs(), 1);
+    backend.release(SET);
+    assert_eq!(backend.driver().graphs(), 0);
+}
+
+#[test]
+fn what_a_plan_must_not_do_reaches_no_driver() {
+    let mut backend = ready(Emulated::recording());
+    let good = row(&[1], 0, &[60], Some(draw(0, 1)));
+    let mut odd = good.clone();
+    odd.draw = Some(parl_kernels::backend::Draw {
+        sampling: Sampling { temperature: f32::NAN, ..Sampling::GREEDY },
+        ..draw(0, 1)
+    });
+    let bad = [
+        row(&[], 0, &[0], None),
+        row(&[1], 0, &[64], None),
+        row(&[1; 17], 0, &[0], None),
+        row(&[100], 0, &[0], None),
+        row(&[1], u32::MAX, &[0], None),
+        odd,
+    ];
+    let before = backend.driver().events.len();
+    for bad in bad {
+        for rows in [vec![bad.clone()], vec![good.clone(), bad]] {
+            assert!(backend.submit(&plan(rows.clone())).is_err(), "{rows:?}");
+            assert!(backend.logits(&plan(rows)).is_err());
+        }
+    }
+    let absent =
+        Plan { copies: Vec::new(), groups: vec![PlanGroup { set: SetId(7), rows: vec![good.clone()] }] };
+    assert!(backend.submit(&absent).unwrap_err().to_string().contains("set 7 is not installed"));
+    assert_eq!(backend.driver().events.len(), before);
+    backend.release(SET);
+    let after = backend.driver().events.len();
+    assert!(backend.submit(&plan(vec![good])).is_err());
+    assert_eq!(backend.driver().events.len(), after);
+}
+
+#[test]
+fn what_does_not_fit_is_refused_by_line_before_anything_is_taken() {
+    let mut small = Emulated::recording();
+    small.free = 3_000_000;
+    let mut backend = CudaBackend::new(small, LIMITS).unwrap();
+    backend.reserve_kv(10_000, BLOCK_TOKENS).unwrap();
+    let error = backend.install(SET, weights(&base())).unwrap_err();
+    assert!(matches!(error, KernelError::Memory(_)));
+    for wanted in [
+        "3000000 are free",
+        "most of it is keys and values: lower rollout.engine.kv_blocks",
+        "keys and values: 10000 blocks of 16 positions × 3 layers × 2 × 2 KV heads × 16 elements of 4 bytes",
+        "engine's activations: 64 tokens",
+    ] {
+        assert!(error.to_string().contains(wanted), "{error}");
+    }
+    assert_eq!(backend.driver().held(), 0);
+    backend.reserve_kv(100, BLOCK_TOKENS).unwrap();
+    backend.install(SET, weights(&base())).unwrap();
+    let error = backend.reserve_kv(10_000, BLOCK_TOKENS).unwrap_err().to_string();
+    assert!(error.contains("lower rollout.engine.kv_blocks"), "{error}");
+    // What the plan could not know is told by line too.
+    backend.driver().promised = 1 << 40;
+    let error = backend.reserve_kv(10_000, BLOCK_TOKENS).unwrap_err().to_string();
+    assert!(error.contains("it was for keys and values: lower rollout.engine.kv_blocks"), "{error}");
+}
+
+#[test]
+fn weights_that_the_kernels_are_not_made_for_are_refused() {
+    let mut backend = CudaBackend::new(Emulated::recording(), LIMITS).unwrap();
+    let shape = ModelShape { head_dim: 130, ..base() };
+    let error = backend.install(SET, weights(&shape)).unwrap_err().to_string();
+    assert!(error.contains("head_dim is 130, on a card it must be at most 128"), "{error}");
+    let mut all = tensors(&base(), 1);
+    all.get_mut("layers.1.o").unwrap()[5] = f32::NAN;
+    let stray = WeightSet::from_f32(base(), 1, all).unwrap();
+    let error = backend.install(SET, stray).unwrap_err().to_string();
+    assert!(error.contains("`layers.1.o` has an element that is not finite"), "{error}");
+    assert_eq!(backend.driver().held(), 0);
+    for (tokens, rows) in [(0, 1), (1, 0), (65_536, 1)] {
+        assert!(CudaBackend::new(Emulated::recording(), Limits { tokens, rows }).is_err());
+    }
+}
+
+/// A lease on tensors that lie "on the card": in this program's memory, whose addresses the emulator takes.
+fn leased(shape: &ModelShape, all: &Arc<HashMap<String, Vec<f32>>>, version: u64) -> WeightSet {
+    let view = |v: &Vec<f32>| View::on_card(v.as_ptr() as u64, v.len(), Dtype::F32);
+    let views = all.iter().map(|(k, v)| (k.clone(), view(v))).collect();
+    // SAFETY: the tensors are the owner.
+    unsafe { WeightSet::lease(shape.clone(), version, views, all.clone()) }.unwrap()
+}
+
+#[test]
+fn weights_on_the_card_are_read_where_they_lie_and_an_update_moves_nothing() {
+    let all = Arc::new(tensors(&base(), 1));
+    let mut backend = CudaBackend::new(Emulated::running(), LIMITS).unwrap();
+    backend.reserve_kv(64, BLOCK_TOKENS).unwrap();
+    backend.install(SET, leased(&base(), &all, 1)).unwrap();
+    let rows = plan(vec![row(&[3], 0, &[0], Some(draw(0, 1))), row(&[4], 0, &[1], Some(draw(1, 1)))]);
+    let first = backend.submit(&rows).unwrap();
+    let first = backend.collect(first).unwrap();
+    assert!(Arc::strong_count(&all) > 1);
+    let before = backend.driver().events.len();
+    backend.release(SET);
+    // Waited, and the lease is given back: the learner may write now.
+    assert_eq!(backend.driver().events[before..], [Event::Synchronize]);
+    assert_eq!(Arc::strong_count(&all), 1);
+    let before = backend.driver().events.len();
+    backend.install(SET, leased(&base(), &all, 2)).unwrap();
+    let flags = 4 * base().tensors().len();
+    for event in &backend.driver().events[before..] {
+        match event {
+            // For a word a tensor that says whether it is finite.
+            Event::Allocate(bytes) => assert_eq!(*bytes, flags as u64),
+            Event::Free => {}
+            Event::Upload(_, bytes) => assert!(*bytes <= flags),
+            Event::Download(_, bytes) => assert!(*bytes <= flags as u64),
+            Event::Launch(launch) => assert_eq!(launch.kernel, "find_strays"),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(backend.driver().graphs(), 1);
+    let again = backend.submit(&rows).unwrap();
+    assert_eq!(backend.collect(again).unwrap(), first);
+    assert_eq!(backend.driver().graphs(), 1);
+
+    // Elsewhere in memory the graph is of no use, and what is not finite is found on the card.
+    let mut moved = (*all).clone();
+    moved.get_mut("layers.2.down").unwrap()[7] = f32::INFINITY;
+    let moved = Arc::new(moved);
+    let error = backend.install(SET, leased(&base(), &moved, 3)).unwrap_err().to_string();
+    assert!(error.contains("`layers.2.down` has an element that is not finite"), "{error}");
+    // What was there stays, until something good takes its place.
+    let again = backend.submit(&rows).unwrap();
+    assert_eq!(backend.collect(again).unwrap(), first);
+    let elsewhere = Arc::new((*all).clone());
+    backend.install(SET, leased(&base(), &elsewhere, 3)).unwrap();
+    assert_eq!((Arc::strong_count(&all), backend.driver().graphs()), (1, 0));
+    let again = backend.submit(&rows).unwrap();
+    assert_eq!(backend.collect(again).unwrap(), first);
+    // The CPU cannot read there, and says so.
+    let error = parl_kernels::cpu::CpuBackend::default().install(SET, leased(&base(), &all, 1)).unwrap_err();
+    assert!(error.to_string().contains("is not in the host's memory"), "{error}");
+}
