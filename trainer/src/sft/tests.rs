@@ -72,9 +72,11 @@ fn swapped_words_are_one_permutation_and_the_worlds_own_words_stay() {
         r#"{"doc_id": "1", "title": "Where badgers sleep", "text": "Badgers sleep in setts, voles elsewhere."}"#,
     )
     .unwrap();
-    let mut config = Config::default();
-    config.tasks = TasksConfig::Dataset(DatasetConfig { tasks, corpus, ..DatasetConfig::default() });
-    config.sft = SftConfig { drill_share: 0.0, episodes_per_step: 8, ..SftConfig::default() };
+    let mut config = Config {
+        tasks: TasksConfig::Dataset(DatasetConfig { tasks, corpus, ..DatasetConfig::default() }),
+        sft: SftConfig { drill_share: 0.0, episodes_per_step: 8, ..SftConfig::default() },
+        ..Config::default()
+    };
     let environment = Environment::with_tokenizer_of(&config, None).unwrap();
     std::fs::remove_dir_all(&folder).unwrap();
 
