@@ -12,6 +12,7 @@ import polars as pl
 
 from measure import END_STEPS, WINDOW, Measured, measure, smooth
 from suite import Scene, folder
+from tables import table
 
 WORDS = Path(__file__).resolve().parent / "ablations.md"
 """What the tables say, in words; it has no figures."""
@@ -69,11 +70,6 @@ def order(rewards: list[float]) -> str:
 HEAD = [name for name, _, _ in COLUMNS] + ["finished while λ > 0", "idle while λ > 0", "half parallel by step", "reward"]
 
 
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
 def picture(scene: Scene, found: dict[str, list[Measured]], out: Path) -> None:
     """Curves of the scene's arms: means over seeds, each smoothed over a few steps."""
     charts = []
@@ -116,7 +112,7 @@ def write(runs: Path, scenes: list[Scene], seeds: list[int], out: Path) -> None:
         image = out.with_name(f"ablations-{scene.name}.svg")
         picture(scene, found, image)
         alone = " · ".join(f"`{name}.yaml`" for name in ["parl", "ablation", *scene.overlays])
-        parts.append(f"## {scene.title}\n\n{alone}\n\n{markdown(['', *HEAD], rows)}\n\n![Curves of {scene.name}]({image.name})\n")
+        parts.append(f"## {scene.title}\n\n{alone}\n\n{table(['', *HEAD], rows)}\n\n![Curves of {scene.name}]({image.name})\n")
     report = [
         {"caption": scene.title, "columns": HEAD, "rows": [row for of, row in tables if of is scene]}
         for scene in scenes if any(of is scene for of, _ in tables)

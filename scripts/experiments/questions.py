@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "notebooks"))
 import parl_log  # noqa: E402
+from tables import table  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINER = str(ROOT / "scripts/trainer")
@@ -96,11 +97,6 @@ def evaluate(data: Path, place: Path, more: list[str]) -> Evaluation:
     return Evaluation(figures["r_perf"], figures["success"], figures["critical_steps"], figures["agents"], missed, total)
 
 
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
 def write(data: Path, runs: Path, out: Path) -> None:
     """Makes what is missing, measures, and writes the page."""
     model, run, kept = runs / "model", runs / "run", runs / "kept"
@@ -146,13 +142,13 @@ are swapped for others (`sft.swapped_share`), or it would learn the few training
 All held-out questions, temperature 0.6; *loose* is the share of reference strings in the answer, *all found* the share of
 questions without a missing one.
 
-{markdown(['', 'loose', 'all found', 'critical steps', 'agents'], rows)}
+{table(['', 'loose', 'all found', 'critical steps', 'agents'], rows)}
 
 ## Where the missing strings were lost
 
 Share of all reference strings, by the first place on their way to the answer where they are missing.
 
-{markdown(['', *CAUSES], lost)}
+{table(['', *CAUSES], lost)}
 
 The second row is the most that copying can reach here: what it loses are entities whose name is not what finds their page,
 and questions that need more than names.

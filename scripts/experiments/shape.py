@@ -15,6 +15,7 @@ import polars as pl
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "notebooks"))
 import parl_log  # noqa: E402
+from tables import table  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = (2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48)
@@ -88,11 +89,6 @@ def cost_at(target: float, curve: list[Point], key: str) -> float | None:
             return getattr(before, key) + part * (getattr(point, key) - getattr(before, key))
         before = point
     return None
-
-
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 def picture(rows: list[dict[str, object]], x: str, out: Path) -> None:
@@ -180,7 +176,7 @@ orchestrator's turns one after another, and of each stage the sub-agent that tak
 
 ## By number of items
 
-{markdown(['n', '', *pairs, 'agents', 'item-F1, alone', 'item-F1, swarm', 'success, swarm'], sizes)}
+{table(['n', '', *pairs, 'agents', 'item-F1, alone', 'item-F1, swarm', 'success, swarm'], sizes)}
 
 ![Critical steps and time by number of items]({by_n.name})
 
@@ -189,7 +185,7 @@ orchestrator's turns one after another, and of each stage the sub-agent that tak
 What it costs to reach a mean item-F1 on tasks of 8 to {TRAINED_UP_TO} items. Both were given budgets from {BUDGETS[0]} to
 {BUDGETS[-1]} critical steps, after which they must answer with what they have; between budgets on a straight line.
 
-{markdown(['item-F1', *pairs], targets)}
+{table(['item-F1', *pairs], targets)}
 
 ![Critical steps and time by target]({by_target.name})
 """)
