@@ -13,6 +13,19 @@ pub(crate) struct Reserved {
     pub(crate) block_tokens: u32,
 }
 
+impl Reserved {
+    /// # Errors
+    /// [`KernelError::Plan`] when either is 0.
+    pub(crate) fn new(blocks: u32, block_tokens: u32) -> Result<Self, KernelError> {
+        if blocks == 0 || block_tokens == 0 {
+            return Err(KernelError::Plan(format!(
+                "reserving {blocks} blocks of {block_tokens} tokens: both must be at least 1"
+            )));
+        }
+        Ok(Self { blocks, block_tokens })
+    }
+}
+
 /// Which blocks the plan at hand writes; kept between plans, so that a check allocates nothing.
 #[derive(Debug, Default)]
 pub(crate) struct Writers {

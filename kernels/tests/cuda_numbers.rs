@@ -11,12 +11,12 @@ use std::ffi::c_void;
 
 use emulated::{Emulated, Library};
 use fixture::{
-    BLOCK_TOKENS, SET, base, bits, draw, drawn_bits, log_softmax, plan, reference, rounded, row, tensors,
-    tokens,
+    BLOCK_TOKENS, SET, base, bits, decode, draw, drawn_bits, log_softmax, plan, reference, rounded, row,
+    rows, tensors, tokens,
 };
 use half::bf16;
 use parl_kernels::KernelError;
-use parl_kernels::backend::{Backend, Draw, Drawn, Plan, PlanRow, Sampling};
+use parl_kernels::backend::{Backend, Draw, Drawn, Plan, Sampling};
 use parl_kernels::cpu::{CpuBackend, Level};
 use parl_kernels::cuda::CudaBackend;
 use parl_kernels::cuda::cache::InMemory;
@@ -202,35 +202,10 @@ fn draws_are_those_of_the_cpu() {
     assert!(different.len() > 10, "{different:?}");
 }
 
-/// Rows of mixed lengths; row `i` owns blocks `8 * i..8 * i + 8`.
-fn rows(shape: &ModelShape, count: u32) -> Vec<PlanRow> {
-    (0..count)
-        .map(|i| {
-            let length = 1 + (i * 37 % 60) as usize;
-            let blocks: Vec<u32> = (8 * i..8 * i + 8).collect();
-            let sequence = tokens(shape, u64::from(i), length);
-            row(&sequence, 0, &blocks, Some(draw(u64::from(i), length as u32)))
-        })
-        .collect()
-}
-
-fn decode(shape: &ModelShape, rows: &[PlanRow]) -> Vec<PlanRow> {
-    let next = |r: &PlanRow| {
-        let start = r.tokens.len() as u32;
-        row(
-            &tokens(shape, u64::from(start), 1),
-            start,
-            &r.blocks,
-            r.draw.map(|d| Draw { position: start + 1, ..d }),
-        )
-    };
-    rows.iter().map(next).collect()
-}
-
 #[test]
 fn alone_or_in_company_a_row_has_the_same_bits() {
     let shape = base();
-    let all = rows(&shape, 9);
+    let all = rows(&shape, 9, 60);
     let after = decode(&shape, &all);
     for element in [Dtype::F32, Dtype::Bf16] {
         let fresh = |limits| on_card(weights(&shape, element), 72, BLOCK_TOKENS, limits);

@@ -15,6 +15,7 @@ use parl_kernels::KernelError;
 use parl_kernels::backend::{Backend, Plan, PlanGroup, PlanRow, Sampling, SetId};
 use parl_kernels::cuda::CudaBackend;
 use parl_kernels::cuda::driver::Launch;
+use parl_kernels::cuda::memory::MemoryPlan;
 use parl_kernels::cuda::step::Limits;
 use parl_kernels::shape::ModelShape;
 use parl_kernels::weights::{Dtype, View, WeightSet};
@@ -288,4 +289,31 @@ fn weights_on_the_card_are_read_where_they_lie_and_an_update_moves_nothing() {
     // The CPU cannot read there, and says so.
     let error = parl_kernels::cpu::CpuBackend::default().install(SET, leased(&base(), &all, 1)).unwrap_err();
     assert!(error.to_string().contains("is not in the host's memory"), "{error}");
+}
+
+#[test]
+fn lines_add_up_and_what_does_not_fit_is_refused_with_them() {
+    let mut plan = MemoryPlan::default();
+    plan.weights("set 0", &base(), Dtype::Bf16);
+    plan.optimizer(&base(), 12);
+    plan.learner(&base(), Dtype::Bf16, 1000);
+    plan.steps(&base(), Dtype::Bf16, Limits { tokens: 128, rows: 8 }, 16);
+    plan.keys_values(&base(), Dtype::Bf16, 1000, 16);
+    // 3 layers × (64 + 64·128 + 128 + 64·64 + 64 + 192·64 + 64·96) + 100·64 + 64.
+    let parameters = 3 * (64 + 64 * 128 + 128 + 64 * 64 + 64 + 192 * 64 + 64 * 96) + 100 * 64 + 64;
+    assert_eq!(plan.lines[0].bytes, 2 * parameters);
+    assert_eq!(plan.lines[2].bytes, 12 * parameters);
+    let kv = plan.lines.last().unwrap();
+    assert_eq!(kv.bytes, 1000 * 16 * 3 * 2 * 2 * 16 * 2);
+    assert_eq!(plan.total(), plan.lines.iter().map(|l| l.bytes).sum());
+    assert!(plan.check(plan.total()).is_ok());
+    let error = plan.check(plan.total() - 1).unwrap_err().to_string();
+    for wanted in [
+        &format!("{} bytes are needed, {} are free", plan.total(), plan.total() - 1),
+        "most of it is keys and values: lower rollout.engine.kv_blocks",
+        "keys and values: 1000 blocks of 16 positions × 3 layers × 2 × 2 KV heads × 16 elements of 2 bytes",
+        "MiB  in all",
+    ] {
+        assert!(error.contains(wanted), "{error}");
+    }
 }

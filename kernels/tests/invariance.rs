@@ -4,38 +4,13 @@
 
 mod fixture;
 
-use fixture::{base, bits, draw, drawn_bits, logits, plain, plan, ready, rounded, row, run, tensors, tokens};
+use fixture::{
+    base, bits, decode, drawn_bits, logits, plain, plan, ready, rounded, row, rows, run, tensors, tokens,
+};
 use parl_kernels::backend::PlanRow;
 use parl_kernels::cpu::{CpuBackend, Level};
 use parl_kernels::shape::ModelShape;
 use parl_kernels::weights::WeightSet;
-
-/// Rows of mixed lengths; row `i` owns blocks `8 * i..8 * i + 8`.
-fn rows(shape: &ModelShape, count: u32) -> Vec<PlanRow> {
-    (0..count)
-        .map(|i| {
-            let length = 1 + (i * 37 % 100) as usize;
-            let blocks: Vec<u32> = (8 * i..8 * i + 8).collect();
-            let sequence = tokens(shape, u64::from(i), length);
-            row(&sequence, 0, &blocks, Some(draw(u64::from(i), length as u32)))
-        })
-        .collect()
-}
-
-/// The decode step that follows `rows`.
-fn decode(shape: &ModelShape, rows: &[PlanRow]) -> Vec<PlanRow> {
-    let next = |r: &PlanRow| {
-        let start = r.tokens.len() as u32;
-        let token = tokens(shape, u64::from(start), 1);
-        row(
-            &token,
-            start,
-            &r.blocks,
-            r.draw.map(|d| parl_kernels::backend::Draw { position: start + 1, ..d }),
-        )
-    };
-    rows.iter().map(next).collect()
-}
 
 fn in_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(work)
@@ -49,7 +24,7 @@ fn large() -> ModelShape {
 #[test]
 fn alone_or_in_company_in_any_order_on_one_thread_or_two() {
     for shape in [base(), large()] {
-        let all = rows(&shape, 64);
+        let all = rows(&shape, 64, 100);
         let after = decode(&shape, &all);
         // Alone, one after the other, on one thread.
         let wanted: Vec<_> = in_threads(1, || {
@@ -86,7 +61,7 @@ fn alone_or_in_company_in_any_order_on_one_thread_or_two() {
 #[test]
 fn prefill_and_decode_rows_mix() {
     let shape = base();
-    let all = rows(&shape, 20);
+    let all = rows(&shape, 20, 100);
     let after = decode(&shape, &all);
     let mut apart = plain(&shape, 160);
     let wanted: Vec<_> = [&all[..10], &after[..10], &all[10..]]
@@ -146,7 +121,7 @@ fn a_prefill_may_be_cut_anywhere() {
 fn a_draw_has_the_bits_of_the_debug_logits_and_of_a_plan_without_other_draws() {
     let shape = base();
     let mut backend = plain(&shape, 160);
-    let mut some = rows(&shape, 20);
+    let mut some = rows(&shape, 20, 100);
     let wanted = drawn_bits(&run(&mut backend, &plan(some.clone())));
     for (i, row) in some.iter_mut().enumerate() {
         if i % 3 != 0 {

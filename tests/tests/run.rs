@@ -260,7 +260,7 @@ fn evaluated_episodes_can_be_kept_and_read_as_a_run() {
     assert_eq!(shown.code, 0, "{}", shown.err);
     let again = folder.trainer(&eval).unwrap();
     assert_eq!(again.code, 2, "{}", again.err);
-    assert!(again.err.contains("holds a run already"), "{}", again.err);
+    assert!(again.err.contains("holds a run already; name another folder"), "{}", again.err);
 }
 
 #[test]

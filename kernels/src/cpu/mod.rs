@@ -183,12 +183,7 @@ impl Backend for CpuBackend {
     }
 
     fn reserve_kv(&mut self, blocks: u32, block_tokens: u32) -> Result<(), KernelError> {
-        if blocks == 0 || block_tokens == 0 {
-            return Err(KernelError::Plan(format!(
-                "reserving {blocks} blocks of {block_tokens} tokens: both must be at least 1"
-            )));
-        }
-        self.reserved = Reserved { blocks, block_tokens };
+        self.reserved = Reserved::new(blocks, block_tokens)?;
         self.writers = Writers::default();
         self.pools.clear();
         self.fit_pools();

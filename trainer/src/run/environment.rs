@@ -45,6 +45,8 @@ pub struct Environment {
     pub rules: Rules,
     /// Words that a tokenizer made for these tasks spells with one id each.
     pub words: Vec<String>,
+    /// Ids of those that a data set brought, and not the generated world or the swarm.
+    pub own_ids: Vec<u32>,
     seed: u64,
 }
 
@@ -102,7 +104,12 @@ impl Environment {
         };
         let dialect = Arc::new(Dialect::from_json(&tokenizer_json)?);
         let rules = config.rollout.rules(tools.specs());
-        Ok(Self { source, tools, dialect, tokenizer_json, rules, words, seed: config.run.seed })
+        let single = |word: &String| match dialect.encode_text(word).as_deref() {
+            Ok([id]) => Some(*id),
+            _ => None,
+        };
+        let own_ids = words.iter().skip(vocabulary().len()).filter_map(single).collect();
+        Ok(Self { source, tools, dialect, tokenizer_json, rules, words, own_ids, seed: config.run.seed })
     }
 
     /// The first document that a search finds.

@@ -11,7 +11,7 @@ use parl_rollout::trajectory::log::TrajectoryLog;
 use parl_rollout::trajectory::record::EpisodeRecord;
 
 use super::environment::Environment;
-use super::folder::{RunFolder, Used};
+use super::folder::{Marker, RunFolder, Used};
 use super::rollout::run_batch;
 use super::summary::Summary;
 use crate::config::{Config, Loaded};
@@ -93,6 +93,10 @@ impl Keeper {
         environment: &Environment,
         path: &Path,
     ) -> Result<Self, TrainerError> {
+        if Marker::is_in(path) {
+            let message = format!("{}: holds a run already; name another folder", path.display());
+            return Err(TrainerError::Folder(message));
+        }
         let folder = RunFolder::open(path, Used::Refuse, &super::marker(loaded))?;
         let resolved =
             serde_json::to_value(&loaded.config).map_err(|e| TrainerError::Internal(e.to_string()))?;

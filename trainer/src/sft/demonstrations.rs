@@ -18,7 +18,7 @@ use parl_rollout::trajectory::record::{EpisodeRecord, TokenBranch};
 use super::SftConfig;
 use crate::error::TrainerError;
 use crate::learner::Sample;
-use crate::run::environment::{Environment, vocabulary};
+use crate::run::environment::Environment;
 
 /// Tasks whose facts a drill is made of.
 const TASKS_OF_A_DRILL: u64 = 4;
@@ -216,15 +216,9 @@ fn lesson(tokens: Vec<u32>, mask: Vec<bool>) -> Sample {
 
 /// Swaps the words that a data set brought into the tokenizer, by one random permutation.
 pub(super) fn swap_words(environment: &Environment, sample: &mut Sample, choices: &mut Choices) {
-    let own = &environment.words[vocabulary().len()..];
-    let single = |word: &String| match environment.dialect.encode_text(word).as_deref() {
-        Ok([id]) => Some(*id),
-        _ => None,
-    };
-    let ids: Vec<u32> = own.iter().filter_map(single).collect();
-    let mut others = ids.clone();
+    let mut others = environment.own_ids.clone();
     choices.shuffle(&mut others);
-    let swapped: HashMap<u32, u32> = ids.into_iter().zip(others).collect();
+    let swapped: HashMap<u32, u32> = environment.own_ids.iter().copied().zip(others).collect();
     for token in &mut sample.tokens {
         *token = swapped.get(token).copied().unwrap_or(*token);
     }

@@ -194,7 +194,8 @@ pub fn run(config: &Config, folder: &Path, out: &mut dyn Write) -> Result<(), Tr
     let (shape, params, init) = if let Some(model) = &sft.init {
         let read = model_dir::read(Path::new(model))?;
         // Where that one came from, if it says so: the stages of a recipe in a chain.
-        let origin = read_json(&Path::new(model).join(ORIGIN)).unwrap_or_default();
+        let origin = Path::new(model).join(ORIGIN);
+        let origin = if origin.is_file() { read_json(&origin)? } else { serde_json::Value::Null };
         let refuse = |message: String| {
             let key = "sft.init".to_owned();
             TrainerError::Rollout(parl_rollout::RolloutError::Config { key, message })
