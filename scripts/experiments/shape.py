@@ -23,6 +23,10 @@ TRAINED_UP_TO = 24
 """Most items of a task of the default run."""
 BUDGETS = (2, 3, 4, 5, 6, 8, 10, 14, 18, 24, 30, 36, 42, 50, 60)
 """Critical steps that an episode may take, for the curve over targets."""
+LONE = ["rollout.orchestrator.max_context_tokens=8192", "rollout.orchestrator.max_new_tokens=768"]
+"""A script alone reads every document itself; its context and its answer get the room for it."""
+SWARM = ["rollout.orchestrator.max_new_tokens=768"]
+"""48 assignments in one turn."""
 TARGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 FIRST_TOKEN_S, TOKEN_S, TOOL_S = 0.5, 0.02, 1.0
 """What a hosted model and a web tool take, roughly: to the first token, each further token, an environment call."""
@@ -31,7 +35,7 @@ SPANS = f"""
 WITH turns AS (
     SELECT episode_id, agent_idx, stage,
            {FIRST_TOKEN_S} + {TOKEN_S} * n_completion
-           + {TOOL_S} * len(list_filter(tool_calls, c -> c.name NOT IN ('create_subagent', 'assign_task'))) AS seconds
+           + {TOOL_S} * len(list_filter(tool_calls, lambda c: c.name NOT IN ('create_subagent', 'assign_task'))) AS seconds
     FROM steps
 ), alone AS (
     SELECT episode_id, sum(seconds) AS seconds FROM turns WHERE agent_idx = 0 GROUP BY ALL
@@ -119,12 +123,12 @@ def write(runs: Path, seeds: list[int], tasks: int, out: Path) -> None:
     place = runs / "published_shape"
 
     def swarm(overrides: list[str]) -> Point:
-        return mean([evaluate(place, tasks, ["--checkpoint", str(folder)], overrides) for folder in folders])
+        return mean([evaluate(place, tasks, ["--checkpoint", str(folder)], [*SWARM, *overrides]) for folder in folders])
 
     sizes, drawn = [], []
     for n in SIZES:
         size = [f"tasks.n_min={n}", f"tasks.n_max={n}"]
-        alone, together = evaluate(place, tasks, ["--policy", "serial", "--lift-budget"], size), swarm(size)
+        alone, together = evaluate(place, tasks, ["--policy", "serial", "--lift-budget"], [*LONE, *size]), swarm(size)
         seen = "trained with" if n <= TRAINED_UP_TO else "never trained with"
         sizes.append([
             f"{n}", seen, f"{alone.critical:.1f}", f"{together.critical:.1f}", *less(together.critical, alone.critical),
@@ -142,7 +146,7 @@ def write(runs: Path, seeds: list[int], tasks: int, out: Path) -> None:
     curves: dict[str, list[Point]] = {"lone agent": [], "trained swarm": []}
     for budget in BUDGETS:
         limit = [*large, f"rollout.budget.critical_steps={budget}"]
-        curves["lone agent"].append(evaluate(place, tasks, ["--policy", "serial"], limit))
+        curves["lone agent"].append(evaluate(place, tasks, ["--policy", "serial"], [*LONE, *limit]))
         curves["trained swarm"].append(swarm(limit))
         print(f"budget {budget}: item-F1 " + " and ".join(f"{c[-1].item_f1:.2f}" for c in curves.values()), flush=True)
     targets, drawn = [], []
