@@ -22,11 +22,13 @@ WITH work AS (
            count(*) FILTER (WHERE finished) AS finished,
            count(*) FILTER (WHERE n_steps = 0) AS idle
     FROM agents WHERE agent_idx > 0 GROUP BY ALL
+), sampled AS (
+    SELECT train_step, episode_id, tokens_out AS tokens FROM agents WHERE agent_idx = 0
 )
 SELECT e.train_step AS step, e.task_kind AS kind, e.n_items AS n, e.success::DOUBLE AS success, e.r_perf, e.reward,
        e.critical_steps, e.lambda_parallel + e.lambda_finish AS lambda_sum,
-       coalesce(w.assigned, 0) AS assigned, coalesce(w.finished, 0) AS finished, coalesce(w.idle, 0) AS idle
-FROM episodes e LEFT JOIN work w USING (train_step, episode_id)
+       coalesce(w.assigned, 0) AS assigned, coalesce(w.finished, 0) AS finished, coalesce(w.idle, 0) AS idle, s.tokens
+FROM episodes e JOIN sampled s USING (train_step, episode_id) LEFT JOIN work w USING (train_step, episode_id)
 WHERE e.reward IS NOT NULL
 """
 
@@ -42,7 +44,7 @@ class Measured:
     half_parallel: int | None
     """The first step by which half of the wide and mixed episodes had work assigned; None: never."""
     curves: dict[str, list[float]]
-    """By step: `parallel`, `success`, `finish`, `idle`, `deep_agents`."""
+    """By step: `parallel`, `success`, `finish`, `idle`, `deep agents`, `tokens`."""
 
 
 def mean(frame: pl.DataFrame, column: str) -> float:
@@ -73,6 +75,7 @@ def figures(episodes: pl.DataFrame) -> dict[str, float]:
         "deep agents": mean(kind["deep"], "assigned"),
         "idle": share(episodes, ("idle", "assigned")),
         "finish": share(episodes, ("finished", "assigned")),
+        "tokens": mean(episodes, "tokens"),
         "reward": mean(episodes, "reward"),
     }
 
@@ -88,6 +91,7 @@ def measure(folder: Path) -> Measured:
         "finish": [one["finish"] for one in by_step],
         "idle": [one["idle"] for one in by_step],
         "deep agents": [one["deep agents"] for one in by_step],
+        "tokens": [one["tokens"] for one in by_step],
     }
     shaped = episodes.filter(pl.col("lambda_sum") > 0)
     return Measured(

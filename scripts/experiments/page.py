@@ -29,9 +29,13 @@ COLUMNS = [
     ("agents, deep", "deep agents", "number"),
     ("idle assignments", "idle", "percent"),
     ("finished", "finish", "percent"),
+    ("orchestrator's tokens", "tokens", "number"),
 ]
 PICTURES = {
-    "skilled": [("parallel", "wide and mixed episodes with work assigned"), ("success", "success")],
+    "skilled": [
+        ("parallel", "wide and mixed episodes with work assigned"), ("success", "success"),
+        ("tokens", "tokens of the orchestrator's, an episode"),
+    ],
     "rare": [("parallel", "wide and mixed episodes with work assigned"), ("success", "success")],
     "spurious": [("idle", "assignments without any work"), ("deep agents", "assignments a deep task")],
 }

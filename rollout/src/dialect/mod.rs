@@ -149,6 +149,19 @@ impl Dialect {
         self.vocab_size
     }
 
+    /// For each id its id in `other`; the spelling of the first that is no token there as an error.
+    ///
+    /// # Errors
+    /// The spelling of that token.
+    pub fn places_in(&self, other: &Self) -> Result<Vec<u32>, String> {
+        (0..self.vocab_size as u32)
+            .map(|id| {
+                let token = self.tokenizer.id_to_token(id).ok_or_else(|| format!("id {id}"))?;
+                other.tokenizer.token_to_id(&token).ok_or(token)
+            })
+            .collect()
+    }
+
     /// BLAKE3 of the `tokenizer.json`.
     pub fn hash(&self) -> &str {
         &self.hash

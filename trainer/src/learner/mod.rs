@@ -27,7 +27,7 @@ pub use objective::{Aggregation, Clip, Objective, Ratio};
 pub use optimizer::{AdamW, Muon, Optimizer};
 pub use report::StepReport;
 pub use step::{Learner, Sample};
-pub use weights::{export, import, initial};
+pub use weights::{export, import, initial, widened};
 
 use thiserror::Error;
 

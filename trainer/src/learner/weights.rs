@@ -46,6 +46,22 @@ pub fn initial(shape: &ModelShape, seed: u64) -> Params {
     params
 }
 
+/// A model over a larger vocabulary: row `i` of what has a row for each token becomes row `places[i]`, the rows between
+/// are fresh ones, and all else stays.
+pub fn widened(shape: &ModelShape, params: Params, places: &[u32], vocab: usize, seed: u64) -> (ModelShape, Params) {
+    let wide = ModelShape { vocab, ..shape.clone() };
+    let places = Tensor::from_slice(&places.iter().map(|id| i64::from(*id)).collect::<Vec<_>>());
+    let mut fresh = initial(&wide, seed);
+    for (name, values) in params {
+        let values = match fresh.get(&name) {
+            Some(rows) if rows.size() != values.size() => rows.index_copy(0, &places, &values),
+            _ => values,
+        };
+        fresh.insert(name, values);
+    }
+    (wide, fresh)
+}
+
 /// A normal number by Box and Muller's formula.
 fn normal(key: RngKey, counter: u32) -> f64 {
     let [a, b, c, d] = key.block(counter);

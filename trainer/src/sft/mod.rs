@@ -9,12 +9,14 @@ use std::path::Path;
 use std::time::Instant;
 
 use parl_kernels::shape::ModelShape;
+use parl_rollout::dialect::Dialect;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::config::Config;
 use crate::error::TrainerError;
-use crate::learner::{AdamW, Learner, Muon, Objective, Optimizer, Sample, initial};
+use crate::learner::{AdamW, Learner, Muon, Objective, Optimizer, Params, Sample, initial, widened};
 use crate::run::environment::Environment;
 use crate::run::folder::read_json;
 use model_dir::ORIGIN;
@@ -25,6 +27,8 @@ use model_dir::ORIGIN;
 pub struct SftConfig {
     /// Folder of a model to go on from, whose sizes and tokenizer are then taken; `null` starts from nothing.
     pub init: Option<String>,
+    /// With `init`: add the words of the data set to the tokenizer, unknown to the model at first.
+    pub new_words: bool,
     /// Updates.
     #[schemars(range(min = 1, max = 10_000_000))]
     pub steps: u64,
@@ -86,6 +90,7 @@ impl Default for SftConfig {
     fn default() -> Self {
         Self {
             init: None,
+            new_words: false,
             steps: 400,
             episodes_per_step: 64,
             parallel_share: 0.6,
@@ -180,6 +185,39 @@ fn mastered(learner: &Learner, probes: &[(&'static str, Sample)]) -> Result<Stri
     Ok(kinds.iter().map(text).collect::<Vec<_>>().join(", "))
 }
 
+/// The model in `sft.init` and what `origin.json` tells of it.
+fn go_on_from(
+    model: &str,
+    config: &Config,
+    environment: &Environment,
+    longest: usize,
+) -> Result<(ModelShape, Params, Value), TrainerError> {
+    let refuse = |message: String| {
+        let key = "sft.init".to_owned();
+        TrainerError::Rollout(parl_rollout::RolloutError::Config { key, message })
+    };
+    let read = model_dir::read(Path::new(model))?;
+    // Where that one came from, if it says so: the stages of a recipe in a chain.
+    let origin = Path::new(model).join(ORIGIN);
+    let origin = if origin.is_file() { read_json(&origin)? } else { Value::Null };
+    let init = serde_json::json!({"blake3": read.hash, "origin": origin});
+    if longest > read.shape.max_positions {
+        let positions = read.shape.max_positions;
+        return Err(refuse(format!("contexts of {longest} tokens do not fit its {positions} positions")));
+    }
+    let tasks = &environment.dialect;
+    let own = Dialect::from_json(&read.tokenizer)?;
+    if own.hash() == tasks.hash() {
+        return Ok((read.shape, read.params, init));
+    }
+    let places = own
+        .places_in(tasks)
+        .map_err(|token| refuse(format!("`{token}` of the tokenizer of {model} is no token of the tasks")))?;
+    let (shape, params) =
+        widened(&read.shape, read.params, &places, tasks.vocab_size(), config.run.seed);
+    Ok((shape, params, init))
+}
+
 /// Makes a warm start and writes it as a Hugging Face folder.
 ///
 /// # Errors
@@ -187,32 +225,17 @@ fn mastered(learner: &Learner, probes: &[(&'static str, Sample)]) -> Result<Stri
 pub fn run(config: &Config, folder: &Path, out: &mut dyn Write) -> Result<(), TrainerError> {
     let sft = &config.sft;
     // Scripts sit in both seats: the config's own models may not be there yet.
-    let environment = Environment::with_tokenizer_of(config, sft.init.as_deref())?;
+    let environment = Environment::with_tokenizer_of(config, sft.init.as_deref().filter(|_| !sft.new_words))?;
     let longest =
         config.rollout.orchestrator.max_context_tokens.max(config.rollout.subagent.max_context_tokens);
-    let vocab = environment.dialect.vocab_size();
-    let (shape, params, init) = if let Some(model) = &sft.init {
-        let read = model_dir::read(Path::new(model))?;
-        // Where that one came from, if it says so: the stages of a recipe in a chain.
-        let origin = Path::new(model).join(ORIGIN);
-        let origin = if origin.is_file() { read_json(&origin)? } else { serde_json::Value::Null };
-        let refuse = |message: String| {
-            let key = "sft.init".to_owned();
-            TrainerError::Rollout(parl_rollout::RolloutError::Config { key, message })
-        };
-        if blake3::hash(&read.tokenizer).to_hex().as_str() != environment.dialect.hash() {
-            return Err(refuse(format!("the tokenizer of {model} is not that of the tasks")));
+    let (shape, params, init) = match &sft.init {
+        Some(model) => go_on_from(model, config, &environment, longest as usize)?,
+        None => {
+            let shape = sft.shape(environment.dialect.vocab_size(), longest as usize);
+            shape.validate().map_err(parl_rollout::RolloutError::from)?;
+            let params = initial(&shape, config.run.seed);
+            (shape, params, Value::Null)
         }
-        if longest as usize > read.shape.max_positions {
-            let positions = read.shape.max_positions;
-            return Err(refuse(format!("contexts of {longest} tokens do not fit its {positions} positions")));
-        }
-        (read.shape, read.params, serde_json::json!({"blake3": read.hash, "origin": origin}))
-    } else {
-        let shape = sft.shape(vocab, longest as usize);
-        shape.validate().map_err(parl_rollout::RolloutError::from)?;
-        let params = initial(&shape, config.run.seed);
-        (shape, params, serde_json::Value::Null)
     };
     let threads = match sft.threads {
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),

@@ -1,6 +1,6 @@
 //! The shipped warm start against today's sources: what it was made for must still be what it meets.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use parl_rollout::config::PolicyConfig;
 use parl_rollout::policy::scripted::Script;
@@ -54,9 +54,9 @@ fn the_shipped_warm_start_is_what_its_recipe_makes_today() {
     }
 }
 
-#[test]
-fn swapped_words_are_one_permutation_and_the_worlds_own_words_stay() {
-    let folder = std::env::temp_dir().join(format!("parl-swapped-{}", std::process::id()));
+/// A data set of two questions and a page, and the folder that it lies in.
+fn badgers(test: &str) -> (PathBuf, TasksConfig) {
+    let folder = std::env::temp_dir().join(format!("parl-{test}-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let (tasks, corpus) = (folder.join("tasks.jsonl"), folder.join("corpus.jsonl"));
     let row = |id: &str, split: &str| {
@@ -72,8 +72,53 @@ fn swapped_words_are_one_permutation_and_the_worlds_own_words_stay() {
         r#"{"doc_id": "1", "title": "Where badgers sleep", "text": "Badgers sleep in setts, voles elsewhere."}"#,
     )
     .unwrap();
+    let config = DatasetConfig { tasks, corpus, ..DatasetConfig::default() };
+    (folder, TasksConfig::Dataset(config))
+}
+
+#[test]
+fn a_model_learns_a_data_sets_words_beside_its_own() {
+    let (folder, tasks) = badgers("new-words");
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/warm_start");
     let mut config = Config {
-        tasks: TasksConfig::Dataset(DatasetConfig { tasks, corpus, ..DatasetConfig::default() }),
+        tasks,
+        sft: SftConfig {
+            init: Some(shipped.display().to_string()),
+            new_words: true,
+            steps: 1,
+            episodes_per_step: 2,
+            lr: 0.0,
+            ..SftConfig::default()
+        },
+        ..Config::default()
+    };
+    run(&config, &folder.join("model"), &mut std::io::sink()).unwrap();
+    let (old, new) = (model_dir::read(&shipped).unwrap(), model_dir::read(&folder.join("model")).unwrap());
+    let dialect = |model: &model_dir::ModelDir| Dialect::from_json(&model.tokenizer).unwrap();
+    let (before, after) = (dialect(&old), dialect(&new));
+    assert!(before.encode_text("badgers").unwrap().len() > 1);
+    assert_eq!(after.encode_text("badgers").unwrap().len(), 1);
+    let row = |model: &model_dir::ModelDir, id: u32| model.params["embed"].get(i64::from(id));
+    for (id, place) in before.places_in(&after).unwrap().into_iter().enumerate() {
+        assert_eq!(row(&old, id as u32), row(&new, place), "token {id}");
+    }
+    assert_eq!(old.params["layers.3.down"], new.params["layers.3.down"]);
+    let ends = (before.special().end, after.special().end);
+    assert!(ends.0 < ends.1, "special ids stand behind all words");
+
+    // The other way round a word would be lost.
+    config.tasks = Config::default().tasks;
+    config.sft.init = Some(folder.join("model").display().to_string());
+    let lost = run(&config, &folder.join("other"), &mut std::io::sink()).unwrap_err().to_string();
+    std::fs::remove_dir_all(&folder).unwrap();
+    assert!(lost.contains("sft.init") && lost.contains("is no token of the tasks"), "{lost}");
+}
+
+#[test]
+fn swapped_words_are_one_permutation_and_the_worlds_own_words_stay() {
+    let (folder, tasks) = badgers("swapped");
+    let mut config = Config {
+        tasks,
         sft: SftConfig { drill_share: 0.0, episodes_per_step: 8, ..SftConfig::default() },
         ..Config::default()
     };
