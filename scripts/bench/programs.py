@@ -1,6 +1,8 @@
 """Programs that take turns, and what else the machine did meanwhile."""
+import contextlib
 import json
 import os
+import resource
 import subprocess
 import tempfile
 import time
@@ -8,6 +10,8 @@ import time
 HERTZ = os.sysconf("SC_CLK_TCK")
 # Threads of the program before may still wait for work without sleeping.
 SETTLE_SECONDS = 0.1
+# When others had more of the machine, figures say nothing, and a program ends with this code.
+BUSY_SHARE, BUSY_CODE = 0.1, 4
 
 
 class Failed(Exception):
@@ -74,8 +78,22 @@ class Others:
         self.busy += (machine_seconds() - busy) - (program.cpu_seconds() - own)
         return answer
 
+    @contextlib.contextmanager
+    def watch(self):
+        """Programs that are started and end meanwhile are ours."""
+        busy, own, begin = machine_seconds(), children_seconds(), time.monotonic()
+        yield
+        self.wall += time.monotonic() - begin
+        self.busy += (machine_seconds() - busy) - (children_seconds() - own)
+
     def share(self):
         return max(0.0, self.busy / (self.wall * os.cpu_count())) if self.wall else 0.0
+
+
+def children_seconds():
+    """CPU seconds of the programs that ended, and of theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def machine_seconds():

@@ -156,11 +156,12 @@ fn the_driver_names_missing_peers_and_measures_ours() {
         lines += last;
         lines += "\n";
     }
+    lines += r#"{"kind":"ceilings","threads":2,"flops_per_second":1e15,"bytes_per_second":1e7}"#;
     folder.file("lines.jsonl", &lines).unwrap();
     let page = call("page lines.jsonl --out performance.md && cat performance.md");
     assert_eq!(page.code, 0, "{}", page.err);
     for part in
-        ["## tiny, f32", "## tiny, bf16", "| learner, backward |", "not compared: PARL_PEERS is not set"]
+        ["## tiny, f32", "## tiny, bf16", "| learner, backward |", "not compared: PARL_PEERS is not set", "s (reading)"]
     {
         assert!(page.out.contains(part), "{part}: {}", page.out);
     }
@@ -169,10 +170,10 @@ fn the_driver_names_missing_peers_and_measures_ours() {
 #[test]
 fn the_peers_programs_are_python() {
     let script = "import ast, sys\nfor name in sys.argv[1:]:\n    ast.parse(open(name).read(), name)";
-    let names = ["peers", "page", "programs.py", "turns.py", "hf_model.py", "hf_learner.py", "trl_step.py"];
-    let files = names.iter().chain(&["llamacpp.py"]);
+    let shared = ["programs.py", "turns.py", "work.py", "floors.py", "hf_model.py"];
+    let own = ["peers", "page", "scale", "instructions", "hf_learner.py", "trl_step.py", "llamacpp.py"];
     let paths: Vec<String> =
-        files.map(|name| root().join("scripts/bench").join(name).display().to_string()).collect();
+        shared.iter().chain(&own).map(|name| root().join("scripts/bench").join(name).display().to_string()).collect();
     let call = format!("python3 -c '{script}' '{}'", paths.join("' '"));
     let done = Folder::new().unwrap().call(Path::new("/bin/sh"), &["-c", &call], PATIENCE).unwrap();
     assert_eq!(done.code, 0, "{}", done.err);

@@ -1,0 +1,82 @@
+//! What this machine can do at most: multiply-adds in f32 and bytes read from memory, on all threads. One JSON line;
+//! scripts/bench/page sets the floors of our work against it.
+#![expect(clippy::print_stdout, reason = "the line is the program's output")]
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use rayon::prelude::*;
+
+/// Independent chains of multiply-adds: enough to hide their latency.
+const CHAINS: usize = 12;
+const LANES: usize = 16;
+const ROUNDS: usize = 4_000_000;
+/// Beyond every cache.
+const BYTES: usize = 512 << 20;
+const TIMES: usize = 5;
+
+#[inline(always)]
+fn chains(seed: f32) -> f32 {
+    let mut sums = [[seed; LANES]; CHAINS];
+    let (a, b) = (black_box([0.999_f32; LANES]), black_box([0.001_f32; LANES]));
+    for _ in 0..ROUNDS {
+        for chain in &mut sums {
+            for lane in 0..LANES {
+                chain[lane] = chain[lane].mul_add(a[lane], b[lane]);
+            }
+        }
+    }
+    sums.iter().flatten().sum()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn chains_avx512(seed: f32) -> f32 {
+    chains(seed)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn chains_avx2(seed: f32) -> f32 {
+    chains(seed)
+}
+
+fn widest(seed: f32) -> f32 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: the CPU has the feature.
+            return unsafe { chains_avx512(seed) };
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            // SAFETY: the CPU has the features.
+            return unsafe { chains_avx2(seed) };
+        }
+    }
+    chains(seed)
+}
+
+/// The most of several times that `work` did `amount` of something a second.
+fn most(amount: f64, mut work: impl FnMut()) -> f64 {
+    (0..TIMES).fold(0.0, |best, _| {
+        let begin = Instant::now();
+        work();
+        f64::max(best, amount / begin.elapsed().as_secs_f64())
+    })
+}
+
+fn main() {
+    let threads = rayon::current_num_threads();
+    let flops = (2 * CHAINS * LANES * ROUNDS * threads) as f64;
+    let flops = most(flops, || {
+        black_box((0..threads).into_par_iter().with_max_len(1).map(|i| widest(i as f32)).sum::<f32>());
+    });
+    let memory = vec![1u64; BYTES / 8];
+    let bytes = most(BYTES as f64, || {
+        let part = memory.len().div_ceil(threads);
+        black_box(memory.par_chunks(part).map(|chunk| chunk.iter().fold(0, |a, b| a ^ b)).sum::<u64>());
+    });
+    println!(
+        r#"{{"kind":"ceilings","threads":{threads},"flops_per_second":{flops:.0},"bytes_per_second":{bytes:.0}}}"#
+    );
+}
