@@ -15,32 +15,54 @@ const ROUNDS: usize = 4_000_000;
 const BYTES: usize = 512 << 20;
 const TIMES: usize = 5;
 
-#[inline(always)]
-fn chains(seed: f32) -> f32 {
-    let mut sums = [[seed; LANES]; CHAINS];
-    let (a, b) = (black_box([0.999_f32; LANES]), black_box([0.001_f32; LANES]));
-    for _ in 0..ROUNDS {
-        for chain in &mut sums {
-            for lane in 0..LANES {
-                chain[lane] = chain[lane].mul_add(a[lane], b[lane]);
-            }
-        }
-    }
-    sums.iter().flatten().sum()
-}
-
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 fn chains_avx512(seed: f32) -> f32 {
-    chains(seed)
+    use std::arch::x86_64::{_mm512_fmadd_ps, _mm512_reduce_add_ps, _mm512_set1_ps};
+    let mut sums = [_mm512_set1_ps(seed); CHAINS];
+    let (a, b) = (_mm512_set1_ps(black_box(0.999)), _mm512_set1_ps(black_box(0.001)));
+    for _ in 0..ROUNDS {
+        for chain in &mut sums {
+            *chain = _mm512_fmadd_ps(*chain, a, b);
+        }
+    }
+    let mut sum = 0.0;
+    for chain in sums {
+        sum += _mm512_reduce_add_ps(chain);
+    }
+    sum
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn chains_avx2(seed: f32) -> f32 {
-    chains(seed)
+    use std::arch::x86_64::{_mm256_cvtss_f32, _mm256_fmadd_ps, _mm256_set1_ps};
+    // Two of eight lanes for one of sixteen, in turns: the registers hold no more than twelve chains.
+    let mut sums = [_mm256_set1_ps(seed); CHAINS];
+    let (a, b) = (_mm256_set1_ps(black_box(0.999)), _mm256_set1_ps(black_box(0.001)));
+    for _ in 0..2 * ROUNDS {
+        for chain in &mut sums {
+            *chain = _mm256_fmadd_ps(*chain, a, b);
+        }
+    }
+    let mut sum = 0.0;
+    for chain in sums {
+        sum += _mm256_cvtss_f32(chain);
+    }
+    sum
 }
 
+/// Without vectors that this program knows: what the compiler makes of it.
+fn chains(seed: f32) -> f32 {
+    let mut sums = [[seed; LANES]; CHAINS];
+    let (a, b) = (black_box(0.999), black_box(0.001));
+    for _ in 0..ROUNDS {
+        sums = sums.map(|chain| chain.map(|x| x * a + b));
+    }
+    sums.iter().flatten().sum()
+}
+
+#[allow(unsafe_code)]
 fn widest(seed: f32) -> f32 {
     #[cfg(target_arch = "x86_64")]
     {

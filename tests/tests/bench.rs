@@ -160,9 +160,13 @@ fn the_driver_names_missing_peers_and_measures_ours() {
     folder.file("lines.jsonl", &lines).unwrap();
     let page = call("page lines.jsonl --out performance.md && cat performance.md");
     assert_eq!(page.code, 0, "{}", page.err);
-    for part in
-        ["## tiny, f32", "## tiny, bf16", "| learner, backward |", "not compared: PARL_PEERS is not set", "s (reading)"]
-    {
+    for part in [
+        "## tiny, f32",
+        "## tiny, bf16",
+        "| learner, backward |",
+        "not compared: PARL_PEERS is not set",
+        "s (reading)",
+    ] {
         assert!(page.out.contains(part), "{part}: {}", page.out);
     }
 }
@@ -172,8 +176,11 @@ fn the_peers_programs_are_python() {
     let script = "import ast, sys\nfor name in sys.argv[1:]:\n    ast.parse(open(name).read(), name)";
     let shared = ["programs.py", "turns.py", "work.py", "floors.py", "hf_model.py"];
     let own = ["peers", "page", "scale", "instructions", "hf_learner.py", "trl_step.py", "llamacpp.py"];
-    let paths: Vec<String> =
-        shared.iter().chain(&own).map(|name| root().join("scripts/bench").join(name).display().to_string()).collect();
+    let paths: Vec<String> = shared
+        .iter()
+        .chain(&own)
+        .map(|name| root().join("scripts/bench").join(name).display().to_string())
+        .collect();
     let call = format!("python3 -c '{script}' '{}'", paths.join("' '"));
     let done = Folder::new().unwrap().call(Path::new("/bin/sh"), &["-c", &call], PATIENCE).unwrap();
     assert_eq!(done.code, 0, "{}", done.err);

@@ -8,9 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use parl_kernels::KernelError;
-use parl_kernels::backend::{
-    Backend, Drawn, InstallReport, Output, Plan, Sampling, SetId, Ticket,
-};
+use parl_kernels::backend::{Backend, Drawn, InstallReport, Output, Plan, Sampling, SetId, Ticket};
 use parl_kernels::cpu::CpuBackend;
 use parl_kernels::rng::{RngKey, Stream};
 use parl_kernels::shape::ModelShape;
@@ -78,7 +76,14 @@ struct Slow {
 
 fn turn(ids: Vec<u32>, now: Moment) -> Turn {
     let n = ids.len();
-    Turn { ids, logprobs: vec![0.0; n], versions: Vec::new(), temperature: 0.0, end: TurnEnd::Stop, started: now }
+    Turn {
+        ids,
+        logprobs: vec![0.0; n],
+        versions: Vec::new(),
+        temperature: 0.0,
+        end: TurnEnd::Stop,
+        started: now,
+    }
 }
 
 impl Policy for Hundred {
@@ -93,7 +98,9 @@ impl Policy for Hundred {
                 let create = Call::new("create_subagent", &["scout", "finder"]);
                 ("", std::iter::once(create).chain((0..AGENTS).map(assign)).collect())
             }
-            (Seat::Subagent, n) if n < STEPS_OF_AN_AGENT => ("", vec![Call::new("search", &["n1 bold garden"])]),
+            (Seat::Subagent, n) if n < STEPS_OF_AN_AGENT => {
+                ("", vec![Call::new("search", &["n1 bold garden"])])
+            }
             _ => ("n1 teal", Vec::new()),
         };
         self.ready.push((request.who, self.dialect.encode_turn(text, &calls)?));
@@ -189,6 +196,7 @@ fn hundred(environment: &Environment) -> Result<Value, Failure> {
     rules.orchestrator.max_context_tokens = 20_000;
     rules.orchestrator.max_new_tokens = 10_000;
     rules.subagent.max_context_tokens = 20_000;
+    rules.subagent.max_turns = 100;
     let mut policy = Hundred { dialect: Arc::clone(&environment.dialect), ready: Vec::new() };
     run(environment, &rules, &mut policy, environment.heldout_specs(1))
 }
@@ -249,11 +257,18 @@ fn contexts(agents: u64, shared: bool) -> impl Iterator<Item = Request> {
     })
 }
 
-/// Seconds, and the engine's counters, of all contexts to their ends.
-fn serve(backend: Box<dyn Backend>, agents: u64, shared: bool) -> Result<Value, Failure> {
+/// Seconds, memory, and the engine's counters, of all contexts to their ends on the CPU.
+fn serve(agents: u64, shared: bool) -> Result<Value, Failure> {
     let config = EngineConfig { kv_blocks: 40_000, ..EngineConfig::default() };
-    let (shape, before) = (shape(704), resident_bytes());
-    let mut engine = Engine::new(backend, config)?;
+    let shape = shape(704);
+    let block_bytes = {
+        let mut backend = CpuBackend::default();
+        backend.reserve_kv(1, config.block_tokens)?;
+        backend.install(SET, weights(&shape)?)?;
+        backend.kv_block_bytes()
+    };
+    let before = resident_bytes();
+    let mut engine = Engine::new(Box::new(CpuBackend::default()), config.clone())?;
     let packed = engine.install(SET, weights(&shape)?)?.packed_bytes;
     let begin = Instant::now();
     // The stage's first sub-agent brings the prefix; the others come when it is there, as in an episode they do whose
@@ -269,9 +284,9 @@ fn serve(backend: Box<dyn Backend>, agents: u64, shared: bool) -> Result<Value, 
     }
     let (seconds, stats) = (begin.elapsed().as_secs_f64(), engine.stats());
     let parameters: usize = shape.tensors().iter().map(|(_, dims)| dims.iter().product::<usize>()).sum();
-    let kv_of_a_token = 2 * shape.layers * shape.kv_heads * shape.head_dim * size_of::<f32>();
     // Every token that was computed once has keys and values of its own.
-    let planned = (parameters * size_of::<f32>()) as u64 + packed + stats.computed_tokens * kv_of_a_token as u64;
+    let kv = stats.computed_tokens.div_ceil(u64::from(config.block_tokens)) * block_bytes;
+    let planned = (parameters * size_of::<f32>()) as u64 + packed + kv;
     Ok(json!({
         "agents": agents,
         "planned_bytes": planned,
@@ -322,7 +337,7 @@ fn main() -> Result<(), Failure> {
     let mut sharing = Vec::new();
     for agents in [1, 10, 30, 100] {
         for shared in [true, false] {
-            let mut line = serve(Box::new(CpuBackend::default()), agents, shared)?;
+            let mut line = serve(agents, shared)?;
             line["shared"] = json!(shared);
             sharing.push(line);
         }

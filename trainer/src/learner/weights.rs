@@ -48,7 +48,13 @@ pub fn initial(shape: &ModelShape, seed: u64) -> Params {
 
 /// A model over a larger vocabulary: row `i` of what has a row for each token becomes row `places[i]`, the rows between
 /// are fresh ones, and all else stays.
-pub fn widened(shape: &ModelShape, params: Params, places: &[u32], vocab: usize, seed: u64) -> (ModelShape, Params) {
+pub fn widened(
+    shape: &ModelShape,
+    params: Params,
+    places: &[u32],
+    vocab: usize,
+    seed: u64,
+) -> (ModelShape, Params) {
     let wide = ModelShape { vocab, ..shape.clone() };
     let places = Tensor::from_slice(&places.iter().map(|id| i64::from(*id)).collect::<Vec<_>>());
     let mut fresh = initial(&wide, seed);

@@ -213,8 +213,7 @@ fn go_on_from(
     let places = own
         .places_in(tasks)
         .map_err(|token| refuse(format!("`{token}` of the tokenizer of {model} is no token of the tasks")))?;
-    let (shape, params) =
-        widened(&read.shape, read.params, &places, tasks.vocab_size(), config.run.seed);
+    let (shape, params) = widened(&read.shape, read.params, &places, tasks.vocab_size(), config.run.seed);
     Ok((shape, params, init))
 }
 
