@@ -58,6 +58,35 @@ fn alone_or_in_company_in_any_order_on_one_thread_or_two() {
     }
 }
 
+/// More weights than a cache holds: rows go through the layers together, and threads share products and attention.
+#[test]
+fn also_where_rows_share_one_reading_of_the_weights() {
+    let shape =
+        ModelShape { hidden: 512, heads: 16, kv_heads: 4, head_dim: 32, ffn: 384, vocab: 17_000, ..base() };
+    let all = rows(&shape, 40, 100);
+    let after = decode(&shape, &all);
+    let both = |backend: &mut CpuBackend, rows: &[usize]| {
+        let pick = |from: &[PlanRow]| plan(rows.iter().map(|&i| from[i].clone()).collect());
+        let [first, second] = [pick(&all), pick(&after)].map(|p| drawn_bits(&run(backend, &p)));
+        first.into_iter().zip(second).collect::<Vec<_>>()
+    };
+    let wanted: Vec<_> = in_threads(1, || {
+        let mut backend = plain(&shape, 512);
+        (0..all.len()).map(|i| both(&mut backend, &[i])[0]).collect()
+    });
+    for threads in [1, 2] {
+        in_threads(threads, || {
+            let mut backend = plain(&shape, 512);
+            for size in [1, 2, 7, 40] {
+                let order: Vec<usize> = (0..size).rev().map(|i| i * all.len() / size).collect();
+                for (got, &i) in both(&mut backend, &order).iter().zip(&order) {
+                    assert_eq!(*got, wanted[i], "row {i} in a batch of {size} on {threads} threads");
+                }
+            }
+        });
+    }
+}
+
 #[test]
 fn prefill_and_decode_rows_mix() {
     let shape = base();

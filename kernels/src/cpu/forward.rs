@@ -18,10 +18,10 @@ use crate::sampling::{self, Workspace};
 /// Rows of logits held at once: they stay in cache between the head and the draw.
 const HEAD_ROWS: usize = 32;
 
-/// Attention of one row above this many multiply-adds is shared among threads.
-const PARALLEL_FMAS: usize = 1 << 22;
+/// Attention above this many multiply-adds is shared among threads.
+const PARALLEL_FMAS: usize = 1 << 20;
 
-/// Queries of a parallel part of a long prefill.
+/// Queries of a part of attention that one thread computes.
 const PART_TOKENS: usize = 32;
 
 /// Buffers of a pass, kept between passes.
@@ -225,7 +225,8 @@ impl Pass<'_> {
         let shape = self.model.shape();
         let inner = shape.heads * shape.head_dim;
         let (queries_stride, out_stride) = (padded(shape.qkv_rows()), padded(inner));
-        let mut to = 0;
+        let mut parts = Vec::with_capacity(scratch.spans.len());
+        let (mut to, mut fmas) = (0, 0);
         for span in &scratch.spans {
             let queries =
                 &scratch.qkv[span.first * queries_stride..(span.first + span.tokens) * queries_stride];
@@ -244,22 +245,22 @@ impl Pass<'_> {
                 out: out.as_mut_ptr(),
                 out_stride,
             };
-            let fmas = span.tokens * (2 * span.start + span.tokens) * inner;
-            if span.tokens <= PART_TOKENS || fmas < PARALLEL_FMAS || rayon::current_num_threads() == 1 {
-                // SAFETY: the slices above, the plan's check, and the caller's promise.
-                unsafe { task.run(self.level, &mut scratch.scores) };
-            } else {
-                (0..span.tokens.div_ceil(PART_TOKENS)).into_par_iter().for_each_init(
-                    Aligned::default,
-                    |scores, i| {
-                        let skip = i * PART_TOKENS;
-                        // SAFETY: as above; the parts write disjoint tokens of `out`.
-                        unsafe {
-                            task.part(skip, PART_TOKENS.min(span.tokens - skip)).run(self.level, scores);
-                        };
-                    },
-                );
+            for skip in (0..span.tokens).step_by(PART_TOKENS) {
+                // SAFETY: the part lies inside of the span.
+                parts.push(unsafe { task.part(skip, PART_TOKENS.min(span.tokens - skip)) });
             }
+            fmas += span.tokens * (2 * span.start + span.tokens) * inner;
+        }
+        if parts.len() == 1 || fmas < PARALLEL_FMAS || rayon::current_num_threads() == 1 {
+            for part in parts {
+                // SAFETY: the slices above, the plan's check, and the caller's promise.
+                unsafe { part.run(self.level, &mut scratch.scores) };
+            }
+        } else {
+            parts.into_par_iter().for_each_init(Aligned::default, |scores, part| {
+                // SAFETY: as above; the parts write disjoint tokens of `attended`.
+                unsafe { part.run(self.level, scores) };
+            });
         }
     }
 }

@@ -18,6 +18,8 @@ pub(crate) const ROW_FLOATS: usize = 32;
 
 /// Below this many multiply-adds a product runs on the calling thread: waking another one costs more.
 const PARALLEL_FMAS: usize = 1 << 21;
+/// The same where the weights come from memory, which takes longer than multiplying.
+const STREAMED_FMAS: usize = 1 << 18;
 
 /// Length of an activation row of `width` elements.
 pub(crate) fn padded(width: usize) -> usize {
@@ -35,10 +37,11 @@ pub(crate) struct Packed {
     inputs: usize,
     panels: usize,
     level: Level,
+    parallel_fmas: usize,
 }
 
 impl Packed {
-    /// Packs tensor `name`, in the type it has.
+    /// Packs tensor `name`, in the type it has; `streamed`: of weights that no cache holds.
     ///
     /// # Errors
     /// [`KernelError::Weights`] when an element is not finite.
@@ -46,8 +49,8 @@ impl Packed {
         level: Level,
         weights: &WeightSet,
         name: &str,
-        outputs: usize,
-        inputs: usize,
+        [outputs, inputs]: [usize; 2],
+        streamed: bool,
     ) -> Result<Self, KernelError> {
         let width = 2 * level.lanes();
         let panels = padded(outputs) / width;
@@ -58,7 +61,8 @@ impl Packed {
         } else {
             return Err(KernelError::Weights(format!("tensor `{name}` is not in the host's memory")));
         };
-        Ok(Self { elements, inputs, panels, level })
+        let parallel_fmas = if streamed { STREAMED_FMAS } else { PARALLEL_FMAS };
+        Ok(Self { elements, inputs, panels, level, parallel_fmas })
     }
 
     /// Bytes of the packed copy.
@@ -115,11 +119,11 @@ impl Packed {
         };
         let fmas = rows * self.inputs * stride;
         let threads = rayon::current_num_threads();
-        if threads == 1 || fmas < PARALLEL_FMAS {
+        if threads == 1 || fmas < self.parallel_fmas {
             part(0, self.panels);
         } else {
             // Tasks of four panels at least: the widest tile of a single row.
-            let tasks = (fmas / (PARALLEL_FMAS / 4)).min(4 * threads).min(self.panels.div_ceil(4));
+            let tasks = (fmas / (self.parallel_fmas / 4)).min(4 * threads).min(self.panels.div_ceil(4));
             let each = self.panels.div_ceil(tasks).next_multiple_of(4);
             (0..self.panels.div_ceil(each)).into_par_iter().for_each(|t| {
                 part(t * each, ((t + 1) * each).min(self.panels));

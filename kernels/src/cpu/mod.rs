@@ -132,7 +132,7 @@ impl CpuBackend {
             let geometry = Geometry::of(model.shape());
             let Some(pool) = self.pools.iter_mut().find(|p| p.geometry == geometry) else { continue };
             let kv = pool.shared();
-            let ranges = split(&group.rows, model.fmas_per_token(), rayon::current_num_threads());
+            let ranges = split(&group.rows, model, rayon::current_num_threads());
             chunks.extend(ranges.into_iter().map(|r| Chunk { group: g, model, kv, rows: &group.rows[r] }));
         }
         let one = |chunk: &Chunk<'_>| {
@@ -152,10 +152,12 @@ impl CpuBackend {
 
 /// Cuts rows into runs of about equal work: enough of them to balance the threads, none too small to be worth a
 /// thread's waking, none too large for its cache (a row is never cut).
-fn split(rows: &[PlanRow], fmas_per_token: usize, threads: usize) -> Vec<Range<usize>> {
+fn split(rows: &[PlanRow], model: &Model, threads: usize) -> Vec<Range<usize>> {
     let total: usize = rows.iter().map(|r| r.tokens.len()).sum();
-    let fewest = CHUNK_FMAS.div_ceil(fmas_per_token).max(1);
-    let wanted = if threads == 1 { CHUNK_TOKENS } else { total.div_ceil(2 * threads) };
+    let fewest = CHUNK_FMAS.div_ceil(model.fmas_per_token()).max(1);
+    // Weights that no cache holds are read once for all rows, and the threads share out each product's outputs.
+    let together = threads == 1 || model.streamed;
+    let wanted = if together { CHUNK_TOKENS } else { total.div_ceil(2 * threads) };
     let most = wanted.clamp(fewest, fewest.max(CHUNK_TOKENS));
     let (mut ranges, mut first, mut tokens) = (Vec::new(), 0, 0);
     for (i, row) in rows.iter().enumerate() {

@@ -1,11 +1,16 @@
 //! A weight set made ready for the forward pass.
 
+use half::bf16;
+
 use super::buffer::Aligned;
 use super::gemm::{Packed, padded};
 use super::level::Level;
 use crate::KernelError;
 use crate::shape::ModelShape;
 use crate::weights::WeightSet;
+
+/// Weights of more bytes are read from memory in every pass.
+const CACHED_BYTES: usize = 32 << 20;
 
 /// One decoder layer.
 pub(crate) struct Layer {
@@ -24,6 +29,8 @@ pub(crate) struct Layer {
 /// The model: packed matrices, small tensors as f32, and the lease, for the embedding is read in place.
 pub(crate) struct Model {
     weights: WeightSet,
+    /// Whether each pass reads the matrices from memory: no cache holds them.
+    pub(crate) streamed: bool,
     pub(crate) layers: Vec<Layer>,
     pub(crate) norm: Vec<f32>,
     pub(crate) head: Packed,
@@ -39,7 +46,9 @@ impl Model {
     pub(crate) fn new(level: Level, weights: WeightSet) -> Result<Self, KernelError> {
         let shape = weights.shape();
         let (d, inner) = (shape.hidden, shape.heads * shape.head_dim);
-        let matrix = |name: &str, outputs, inputs| Packed::new(level, &weights, name, outputs, inputs);
+        let streamed = matrix_bytes(&weights) > CACHED_BYTES;
+        let matrix =
+            |name: &str, outputs, inputs| Packed::new(level, &weights, name, [outputs, inputs], streamed);
         let layers = (0..shape.layers)
             .map(|l| {
                 let name = |tensor: &str| format!("layers.{l}.{tensor}");
@@ -71,7 +80,7 @@ impl Model {
             check_finite(&weights, "embed")?;
         }
         let head = matrix(if shape.tied_head { "embed" } else { "head" }, shape.vocab, d)?;
-        Ok(Self { layers, norm, head, angles: Vec::new(), weights })
+        Ok(Self { layers, norm, head, angles: Vec::new(), weights, streamed })
     }
 
     /// Sizes.
@@ -130,6 +139,14 @@ impl Model {
         let hd = self.shape().head_dim;
         self.angles[position * hd..(position + 1) * hd].split_at(hd / 2)
     }
+}
+
+/// Bytes of the matrices that a pass reads.
+fn matrix_bytes(weights: &WeightSet) -> usize {
+    let size = if weights.f32("embed").is_some() { size_of::<f32>() } else { size_of::<bf16>() };
+    let tensors = weights.shape().tensors();
+    let read = tensors.iter().filter(|(name, _)| name != "embed" || weights.shape().tied_head);
+    size * read.map(|(_, dims)| dims.iter().product::<usize>()).sum::<usize>()
 }
 
 fn vector(weights: &WeightSet, name: &str) -> Result<Vec<f32>, KernelError> {

@@ -40,7 +40,7 @@ fn set(outputs: usize, inputs: usize, bf16_weights: bool) -> (WeightSet, Vec<f32
 }
 
 fn product(level: Level, weights: &WeightSet, n: usize, k: usize, x: &[f32], rows: usize) -> Vec<f32> {
-    let packed = Packed::new(level, weights, "head", n, k).unwrap();
+    let packed = Packed::new(level, weights, "head", [n, k], k % 2 == 0).unwrap();
     let stride = packed.output_stride();
     let mut y = vec![0.0; rows * stride];
     packed.multiply(x, k, rows, None, &mut y, Mode::Store);
@@ -94,7 +94,7 @@ fn bias_and_residual_are_added() {
     let (n, k) = (40, 8);
     let (weights, _) = set(n, k, false);
     let x = numbers(k, 1);
-    let packed = Packed::new(Level::best(), &weights, "head", n, k).unwrap();
+    let packed = Packed::new(Level::best(), &weights, "head", [n, k], true).unwrap();
     let stride = packed.output_stride();
     let plain = product(Level::best(), &weights, n, k, &x, 1);
     let mut y = vec![1.0; stride];
@@ -113,6 +113,6 @@ fn an_infinite_weight_is_refused_by_name() {
         .collect();
     tensors.get_mut("head").unwrap()[5] = f32::NEG_INFINITY;
     let weights = WeightSet::from_f32(weights.shape().clone(), 0, tensors).unwrap();
-    let refused = Packed::new(Level::best(), &weights, "head", 4, 4).err().unwrap();
+    let refused = Packed::new(Level::best(), &weights, "head", [4, 4], false).err().unwrap();
     assert!(refused.to_string().contains("`head`"), "{refused}");
 }
