@@ -121,7 +121,7 @@ mod tests {
                 return assert!(cap(2.0).is_err() && cap(0.5).is_ok() && Stream::of_pool().is_err());
             }
             Err(why) => {
-                assert!(why.contains("its part for cards is not found: name the `lib` folder"), "{why}")
+                assert!(why.contains("its part for cards is not found: name the `lib` folder"), "{why}");
             }
         }
         let lacking = "libtorch: PyTorch is not linked with support for cuda devices";
