@@ -68,6 +68,9 @@ fn logits(backend: &mut impl Backend, plan: &Plan) -> Vec<Vec<Vec<f32>>> {
 
 #[test]
 fn random_words_exponentials_and_roundings_are_those_of_rust() {
+    if std::env::var("PARL_CARD").is_ok() {
+        return; // It calls functions of the C++ build, whose compiler and sources a card's machine need not have.
+    }
     let library = Library::get(Dtype::F32, 16);
     // SAFETY: kernels.cpp gives them these types.
     let (words, exponential, round) = unsafe {

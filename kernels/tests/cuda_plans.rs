@@ -317,3 +317,40 @@ fn lines_add_up_and_what_does_not_fit_is_refused_with_them() {
         assert!(error.contains(wanted), "{error}");
     }
 }
+
+#[test]
+fn models_of_one_geometry_share_blocks_and_the_widest_step_counts() {
+    let limits = Limits { tokens: 128, rows: 8 };
+    let of = |shapes: &[&ModelShape]| {
+        let mut plan = MemoryPlan::default();
+        plan.engine(shapes, Dtype::Bf16, limits, 100, 16);
+        plan
+    };
+    let (small, wide) = (base(), ModelShape { hidden: 128, ffn: 384, vocab: 50, ..base() });
+    let (alone, both) = (of(&[&small]), of(&[&small, &wide]));
+    assert_eq!(both.lines.len(), alone.lines.len());
+    assert_eq!(both.lines.last(), alone.lines.last());
+    let names = |name: &str| both.lines.iter().find(|l| l.name == name).cloned();
+    let line = |plan: &MemoryPlan, name: &str| plan.lines.iter().find(|l| l.name == name).cloned();
+    assert_eq!(names("engine's activations"), line(&of(&[&wide]), "engine's activations"));
+    assert_eq!(names("logits"), line(&alone, "logits"));
+    let deep = ModelShape { layers: 4, ..base() };
+    assert_eq!(of(&[&small, &deep, &small]).lines.len(), alone.lines.len() + 1);
+}
+
+#[test]
+fn a_lost_card_is_an_error_at_every_call_and_no_panic() {
+    let mut backend = ready(Emulated::recording());
+    let rows = plan(decode_rows(2));
+    submit(&mut backend, &rows);
+    let open = backend.submit(&rows).unwrap();
+    backend.driver().lost = true;
+    let text = |error: KernelError| assert!(error.to_string().contains("the device is lost"), "{error}");
+    text(backend.collect(open).unwrap_err());
+    text(backend.submit(&rows).unwrap_err());
+    text(backend.logits(&rows).unwrap_err());
+    text(backend.reserve_kv(10, BLOCK_TOKENS).unwrap_err());
+    text(backend.install(SET, weights(&base())).unwrap_err());
+    backend.release(SET);
+    // Dropped: what there was is given back, as far as the driver goes along.
+}

@@ -21,7 +21,7 @@ use parl_trainer::report::watch::Watch;
 use parl_trainer::run::environment::Environment;
 use parl_trainer::run::eval::{self, Row, print_table};
 use parl_trainer::run::folder::Used;
-use parl_trainer::run::seats::{configured, scripted};
+use parl_trainer::run::seats::{Seats, configured};
 use parl_trainer::run::stored::StoredRun;
 use parl_trainer::run::summary::Summary;
 use parl_trainer::run::{Options, default_folder, run};
@@ -141,11 +141,15 @@ fn eval_command(args: &EvalArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         Some(folder) => Some(eval::Keeper::open(&loaded, &environment, folder)?),
         None => None,
     };
-    let (name, mut policy) = match (args.policy, &args.checkpoint) {
-        (Some(script), _) => (script.name(), scripted(&environment, script, config)?),
-        (None, None) => ("the config's policy", configured(&environment, config)?.policy),
-        (None, Some(_)) => ("the checkpoint", configured(&environment, config)?.policy),
+    let name = match (args.policy, &args.checkpoint) {
+        (Some(script), _) => script.name(),
+        (None, None) => "the config's policy",
+        (None, Some(_)) => "the checkpoint",
     };
+    let Seats { mut policy, notes, .. } = configured(&environment, config)?;
+    for note in notes.iter().filter(|_| !args.json) {
+        writeln!(out, "{note}")?;
+    }
     policy.relieve(config.rollout.subagent.number_at(u64::MAX));
     let records = eval::episodes(config, &environment, policy.as_mut(), args.tasks, args.lift_budget)?;
     if let Some(keeper) = keeper {

@@ -34,6 +34,8 @@ pub struct Card {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    /// Whether the stream is libtorch's, which destroys it.
+    borrowed: bool,
     architecture: String,
     compiler: Compiler,
     cubins: Box<dyn Cubins>,
@@ -120,6 +122,7 @@ impl Card {
             device,
             context,
             stream,
+            borrowed: false,
             architecture,
             compiler,
             cubins,
@@ -130,6 +133,42 @@ impl Card {
             spare: Vec::new(),
             next: 0,
         })
+    }
+
+    /// What kernels are compiled for, as `sm_90a`.
+    pub fn architecture(&self) -> &str {
+        &self.architecture
+    }
+
+    /// Bytes of the card's memory, free or not.
+    ///
+    /// # Errors
+    /// [`KernelError::Cuda`] when the driver fails.
+    pub fn total_bytes(&self) -> Result<u64, KernelError> {
+        self.enter()?;
+        let mut total = 0;
+        // SAFETY: writes a number.
+        check(unsafe { sys::cuDeviceTotalMem_v2(&raw mut total, self.device) }, "cuDeviceTotalMem")?;
+        Ok(total as u64)
+    }
+
+    /// Does everything from here on in `stream`, a handle of libtorch's, in place of a stream of its own: what the learner
+    /// handed in before is then done before, and what it hands in later after. Nothing may be under way, and no graph
+    /// captured.
+    ///
+    /// # Safety
+    /// `stream` is of this card's primary context, is not the null stream, and outlives the card.
+    ///
+    /// # Errors
+    /// [`KernelError::Cuda`] when the driver fails.
+    pub unsafe fn follow(&mut self, stream: u64) -> Result<(), KernelError> {
+        self.synchronize()?;
+        if !self.borrowed {
+            // SAFETY: it is this value's own, and nothing is under way in it.
+            check(unsafe { sys::cuStreamDestroy_v2(self.stream) }, "cuStreamDestroy")?;
+        }
+        (self.stream, self.borrowed) = (stream as sys::CUstream, true);
+        Ok(())
     }
 
     fn enter(&self) -> Result<(), KernelError> {
@@ -366,7 +405,9 @@ impl Drop for Card {
             for (_, executable) in self.graphs.drain() {
                 sys::cuGraphExecDestroy(executable);
             }
-            sys::cuStreamDestroy_v2(self.stream);
+            if !self.borrowed {
+                sys::cuStreamDestroy_v2(self.stream);
+            }
             sys::cuDevicePrimaryCtxRelease_v2(self.device);
         }
     }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::launches::splits;
+use super::model::Geometry;
 use super::step::{Layout, Limits, PREFILL_QUERIES, Room};
 use crate::KernelError;
 use crate::shape::ModelShape;
@@ -25,7 +26,7 @@ pub struct Line {
     pub bytes: u64,
     /// How they come about.
     pub arithmetic: String,
-    /// What to change to need less.
+    /// What to change to need less; empty where nothing can be.
     pub lower: &'static str,
 }
 
@@ -65,14 +66,17 @@ impl MemoryPlan {
     }
 
     /// What the learner keeps between forward and backward for `tokens` tokens at once: per layer the residual stream
-    /// and its norms, q, k, v, what was attended, gate, up and their product; then the logits in f32, twice.
+    /// and its norms, q, k, v, what was attended, gate, up and their product; then the logits in f32, twice,
+    /// and a bf16 head in f32.
     pub fn learner(&mut self, shape: &ModelShape, element: Dtype, tokens: u64) {
         let (hidden, inner) = (shape.hidden as u64, (shape.heads * shape.head_dim) as u64);
         let layer = 4 * hidden + 2 * shape.qkv_rows() as u64 + inner + 3 * shape.ffn as u64;
         let (layers, vocab, each) = (shape.layers as u64, shape.vocab as u64, element_bytes(element));
-        let bytes = tokens * (layers * layer * each + 8 * vocab);
+        let head = if element == Dtype::F32 { 0 } else { 4 * vocab * hidden };
+        let bytes = tokens * (layers * layer * each + 8 * vocab) + head;
         let arithmetic = format!(
-            "{tokens} tokens of {layers} layers × {layer} elements of {each} bytes + {vocab} logits × 8"
+            "{tokens} tokens of {layers} layers × {layer} elements of {each} bytes + {vocab} logits × 8; {head} bytes of the \
+             head in f32"
         );
         self.add("learner's activations", bytes, arithmetic, "lower learner.micro_batch_tokens");
     }
@@ -118,6 +122,43 @@ impl MemoryPlan {
         self.add("keys and values", u64::from(blocks) * each, arithmetic, lower);
     }
 
+    /// What an engine takes besides weights, for models that share it: the widest of their steps, and a pool of keys and
+    /// values for each geometry.
+    pub fn engine(
+        &mut self,
+        shapes: &[&ModelShape],
+        element: Dtype,
+        limits: Limits,
+        blocks: u32,
+        block_tokens: u32,
+    ) {
+        let mut widest: Vec<Line> = Vec::new();
+        for shape in shapes {
+            let mut own = Self::default();
+            own.steps(shape, element, limits, block_tokens as usize);
+            if widest.is_empty() {
+                widest = own.lines;
+                continue;
+            }
+            for (widest, line) in widest.iter_mut().zip(own.lines).filter(|(a, b)| a.bytes < b.bytes) {
+                *widest = line;
+            }
+        }
+        self.lines.extend(widest);
+        for (i, shape) in shapes.iter().enumerate() {
+            let geometry = Geometry::of(shape, element);
+            if !shapes[..i].iter().any(|s| Geometry::of(s, element) == geometry) {
+                self.keys_values(shape, element, blocks, block_tokens);
+            }
+        }
+    }
+
+    /// What CUDA's libraries and libtorch's own kernels take once they are used: a guess, never measured.
+    pub fn libraries(&mut self) {
+        let arithmetic = "a guess: cuBLAS's workspace, loaded kernels".to_owned();
+        self.add("libraries", 1 << 30, arithmetic, "");
+    }
+
     /// All bytes.
     pub fn total(&self) -> u64 {
         self.lines.iter().map(|line| line.bytes).sum()
@@ -131,7 +172,8 @@ impl MemoryPlan {
         if self.total() <= free_bytes {
             return Ok(());
         }
-        let largest = self.lines.iter().max_by_key(|line| line.bytes);
+        let lowered = self.lines.iter().filter(|line| !line.lower.is_empty());
+        let largest = lowered.max_by_key(|line| line.bytes);
         let lower =
             largest.map_or(String::new(), |line| format!("; most of it is {}: {}", line.name, line.lower));
         Err(KernelError::Memory(format!(

@@ -114,6 +114,8 @@ pub struct Emulated {
     pub free: u64,
     /// Bytes that are said to be left besides, as on a card where others take memory meanwhile.
     pub promised: u64,
+    /// Whether every call fails, as those of a card that fell off its bus do.
+    pub lost: bool,
     memory: HashMap<Address, Layout>,
     libraries: Vec<(Dtype, usize)>,
     capturing: Option<Vec<(KernelsId, Launch)>>,
@@ -129,6 +131,7 @@ impl Emulated {
             runs,
             free: 1 << 32,
             promised: 0,
+            lost: false,
             memory: HashMap::new(),
             libraries: Vec::new(),
             capturing: None,
@@ -175,6 +178,10 @@ impl Emulated {
         self.graphs.len()
     }
 
+    fn there(&self) -> Result<(), KernelError> {
+        if self.lost { Err(KernelError::Cuda("the device is lost".to_owned())) } else { Ok(()) }
+    }
+
     fn number(&mut self) -> u32 {
         self.next += 1;
         self.next
@@ -206,10 +213,12 @@ unsafe impl Send for Emulated {}
 
 impl Driver for Emulated {
     fn free_bytes(&mut self) -> Result<u64, KernelError> {
+        self.there()?;
         Ok(self.free + self.promised)
     }
 
     fn allocate(&mut self, bytes: u64) -> Result<Address, KernelError> {
+        self.there()?;
         self.events.push(Event::Allocate(bytes));
         if bytes > self.free {
             return Err(KernelError::Memory(format!("{bytes} bytes, {} are free", self.free)));
@@ -236,10 +245,11 @@ impl Driver for Emulated {
 
     fn synchronize(&mut self) -> Result<(), KernelError> {
         self.events.push(Event::Synchronize);
-        Ok(())
+        self.there()
     }
 
     fn kernels(&mut self, element: Dtype, head_dim: usize) -> Result<KernelsId, KernelError> {
+        self.there()?;
         if self.runs {
             Library::get(element, head_dim);
         }
@@ -253,6 +263,7 @@ impl Driver for Emulated {
 
     fn upload(&mut self, to: Address, bytes: &[u8]) -> Result<(), KernelError> {
         assert!(self.capturing.is_none());
+        self.there()?;
         self.events.push(Event::Upload(to, bytes.len()));
         // SAFETY: `to` lies in an allocation with room, or its guard tells.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, bytes.len()) };
@@ -260,6 +271,7 @@ impl Driver for Emulated {
     }
 
     fn download(&mut self, from: Address, bytes: u64) -> Result<Pending, KernelError> {
+        self.there()?;
         self.events.push(Event::Download(from, bytes));
         // SAFETY: as above; all memory was written when it was allocated.
         let found = unsafe { std::slice::from_raw_parts(from as *const u8, bytes as usize).to_vec() };
@@ -269,13 +281,15 @@ impl Driver for Emulated {
     }
 
     fn wait(&mut self, pending: Pending) -> Result<Vec<u8>, KernelError> {
-        Ok(self.done.remove(&pending).expect("waited for twice"))
+        let bytes = self.done.remove(&pending).expect("waited for twice");
+        self.there().map(|()| bytes)
     }
 
     fn launch(&mut self, kernels: KernelsId, launch: &Launch) -> Result<(), KernelError> {
         assert!(
             launch.blocks.iter().all(|&b| b > 0) && launch.blocks[1] < 65_536 && launch.blocks[2] < 65_536
         );
+        self.there()?;
         self.events.push(Event::Launch(launch.clone()));
         if let Some(graph) = &mut self.capturing {
             graph.push((kernels, launch.clone()));
@@ -287,6 +301,7 @@ impl Driver for Emulated {
     }
 
     fn begin_capture(&mut self) -> Result<(), KernelError> {
+        self.there()?;
         self.events.push(Event::Capture);
         self.capturing = Some(Vec::new());
         Ok(())
@@ -301,6 +316,7 @@ impl Driver for Emulated {
     }
 
     fn replay(&mut self, graph: GraphId) -> Result<(), KernelError> {
+        self.there()?;
         self.events.push(Event::Replay(graph));
         for (kernels, launch) in self.graphs.get(&graph).expect("a graph that was forgotten") {
             if self.runs {

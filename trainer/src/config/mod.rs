@@ -8,7 +8,7 @@ mod source;
 
 pub use check::Issue;
 pub use reference::reference;
-pub use root::{Config, RunConfig, TasksConfig};
+pub use root::{Config, Device, Dtype, RunConfig, TasksConfig};
 pub use source::{Origin, Origins};
 
 use std::fmt;

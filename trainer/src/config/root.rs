@@ -12,6 +12,39 @@ use crate::learner::config::LearnerConfig;
 use crate::sft::SftConfig;
 use crate::track::config::TrackingConfig;
 
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Device {
+    /// A card where all that it needs is found, else the CPU, and a line says what is missing.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The first card, or no run (docs/gpu.md).
+    Cuda,
+}
+
+/// Type of numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Dtype {
+    /// Single precision.
+    #[default]
+    F32,
+    /// bfloat16.
+    Bf16,
+}
+
+impl From<Dtype> for parl_kernels::weights::Dtype {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::Bf16 => Self::Bf16,
+        }
+    }
+}
+
 /// The run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -20,6 +53,11 @@ pub struct RunConfig {
     pub name: String,
     /// Folder of all runs.
     pub dir: String,
+    /// What local models are computed on.
+    pub device: Device,
+    /// Type of local models' weights, in engine and learner alike; the optimizer keeps f32 values of bf16 weights that it
+    /// trains.
+    pub dtype: Dtype,
     /// Seed of everything that is drawn, the world and its tasks excepted (`tasks.seed`).
     pub seed: u64,
     /// Training steps in all.
@@ -47,6 +85,8 @@ impl Default for RunConfig {
         Self {
             name: "parl".to_owned(),
             dir: "runs".to_owned(),
+            device: Device::default(),
+            dtype: Dtype::default(),
             seed: 0,
             max_steps: 10,
             checkpoint_every: 20,

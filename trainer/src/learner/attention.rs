@@ -15,11 +15,11 @@ pub(super) struct Segments {
 
 impl Segments {
     /// A prefix, and the lengths of its suffixes in rising order; those of no tokens are passed over.
-    pub(super) fn new(prefix: usize, suffixes: &[usize], kind: Kind) -> Self {
+    pub(super) fn new(prefix: usize, suffixes: &[usize], options: (Kind, Device)) -> Self {
         let runs = suffixes.chunk_by(|a, b| a == b).filter(|run| run[0] > 0);
         let runs = runs.map(|run| (run.len() as i64, run[0] as i64)).collect();
         let (prefix, longest) = (prefix as i64, suffixes.last().map_or(0, |n| *n as i64));
-        let never = Tensor::full([longest, prefix + longest], f64::NEG_INFINITY, (kind, Device::Cpu));
+        let never = Tensor::full([longest, prefix + longest], f64::NEG_INFINITY, options);
         Self { prefix, runs, mask: never.triu(prefix + 1) }
     }
 

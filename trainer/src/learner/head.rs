@@ -5,6 +5,8 @@
 
 use tch::Tensor;
 
+use super::model::wide;
+
 /// Logits of a stretch, about: few enough to stay in the caches between the operations on them.
 const LOGITS: i64 = 1 << 20;
 /// Rows of a stretch, at least: the matrix products need some.
@@ -29,6 +31,7 @@ fn stretch(head: &Tensor) -> i64 {
 pub(super) fn drawn(head: &Tensor, x: &Tensor, targets: &Tensor, keep: bool) -> Drawn {
     let (mut logp, mut entropy, mut probabilities) = (Vec::new(), Vec::new(), Vec::new());
     tch::no_grad(|| {
+        let head = &wide(head);
         let rows = stretch(head);
         for (x, targets) in x.split(rows, 0).iter().zip(targets.split(rows, 0)) {
             let logits = x.linear::<&Tensor>(head, None);
@@ -56,6 +59,7 @@ impl Drawn {
         slope: &Tensor,
     ) -> (Tensor, Tensor) {
         tch::no_grad(|| {
+            let head = &wide(head);
             let rows = stretch(head);
             let of_rows = x.split(rows, 0).into_iter().zip(targets.split(rows, 0)).zip(slope.split(rows, 0));
             let (mut by_x, mut by_head) = (Vec::new(), head.zeros_like());

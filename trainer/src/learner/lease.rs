@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use parl_kernels::shape::ModelShape;
 use parl_kernels::weights::{Dtype, View, WeightSet};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::LearnerError;
 use super::model::Params;
@@ -15,7 +15,8 @@ use super::model::Params;
 /// the owner shareable, and nobody takes it.
 struct Owner(#[expect(dead_code, reason = "held to keep the memory")] Mutex<Vec<Tensor>>);
 
-/// Leases contiguous f32 CPU tensors. The second value is alive as long as the lease is.
+/// Leases contiguous tensors where they lie, in the host's memory or a card's. The second value is alive as long as the
+/// lease is.
 #[allow(unsafe_code)]
 pub(super) fn lease(
     shape: &ModelShape,
@@ -25,16 +26,22 @@ pub(super) fn lease(
     let mut views = HashMap::new();
     let mut kept = Vec::new();
     for (name, tensor) in params {
-        let plain = tensor.kind() == tch::Kind::Float
-            && tensor.is_contiguous()
-            && tensor.device() == tch::Device::Cpu;
-        if !plain {
-            return Err(LearnerError::Weights(format!("`{name}` is not a contiguous f32 tensor on the CPU")));
-        }
-        // SAFETY: the tensor holds `numel` f32 at `data_ptr`, its clone in `kept` keeps the storage, and `Learner` writes
-        // to it only while no lease is alive.
-        let view =
-            unsafe { View::from_raw(tensor.data_ptr().cast_const().cast(), tensor.numel(), Dtype::F32) };
+        let dtype = match tensor.kind() {
+            Kind::Float => Some(Dtype::F32),
+            Kind::BFloat16 => Some(Dtype::Bf16),
+            _ => None,
+        };
+        let Some(dtype) = dtype.filter(|_| tensor.is_contiguous()) else {
+            return Err(LearnerError::Weights(format!("`{name}` is not a contiguous tensor of f32 or bf16")));
+        };
+        let (start, elements) = (tensor.data_ptr().cast_const(), tensor.numel());
+        let view = if tensor.device().is_cuda() {
+            View::on_card(start as u64, elements, dtype)
+        } else {
+            // SAFETY: the tensor holds `numel` elements at `data_ptr`, its clone in `kept` keeps the storage, and
+            // `Learner` writes to it only while no lease is alive.
+            unsafe { View::from_raw(start.cast(), elements, dtype) }
+        };
         views.insert(name.clone(), view);
         kept.push(tensor.shallow_clone());
     }

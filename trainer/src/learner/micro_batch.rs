@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
 use parl_kernels::shape::ModelShape;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::attention::Segments;
 use super::head::{Drawn, drawn};
-use super::model::{Packed, Params, head_name, hidden};
+use super::model::{Packed, Params, head_name, hidden, wide};
 use super::objective::Tokens;
 use super::packing::Family;
 use super::{Objective, Sample};
@@ -43,8 +43,14 @@ pub(super) struct Micro {
 }
 
 impl MicroBatch {
-    /// Of these families; `kind` is that of the parameters, `shares` is each sample's tokens' share of the loss.
-    pub(super) fn of(samples: &[Sample], families: &[Family], shares: &[f64], kind: Kind) -> Self {
+    /// Of these families; `options` are the type and the place of the parameters, `shares` is each sample's tokens' share
+    /// of the loss.
+    pub(super) fn of(
+        samples: &[Sample],
+        families: &[Family],
+        shares: &[f64],
+        options: (Kind, Device),
+    ) -> Self {
         let (mut tokens, mut positions) = (Vec::new(), Vec::new());
         let (mut rows, mut targets, mut temperatures) = (Vec::new(), Vec::new(), Vec::new());
         let (mut prediction, mut old, mut advantage) = (Vec::new(), Vec::new(), Vec::new());
@@ -82,23 +88,21 @@ impl MicroBatch {
                 }
                 lengths.push(sample.trained() as f32);
             }
-            segments.push(Segments::new(*prefix, &suffixes, kind));
+            segments.push(Segments::new(*prefix, &suffixes, options));
         }
+        let whole = |values: &[i64]| Tensor::from_slice(values).to_device(options.1);
+        let real = |values: &[f32]| Tensor::from_slice(values).to_device(options.1);
         Self {
-            packed: Packed {
-                tokens: Tensor::from_slice(&tokens),
-                positions: Tensor::from_slice(&positions),
-                families: segments,
-            },
-            rows: Tensor::from_slice(&rows),
-            targets: Tensor::from_slice(&targets),
-            temperatures: Tensor::from_slice(&temperatures),
-            prediction: Tensor::from_slice(&prediction),
-            old: Tensor::from_slice(&old),
-            advantage: Tensor::from_slice(&advantage),
-            weight: Tensor::from_slice(&weight),
-            sequence: Tensor::from_slice(&sequence),
-            lengths: Tensor::from_slice(&lengths),
+            packed: Packed { tokens: whole(&tokens), positions: whole(&positions), families: segments },
+            rows: whole(&rows),
+            targets: whole(&targets),
+            temperatures: real(&temperatures),
+            prediction: whole(&prediction),
+            old: real(&old),
+            advantage: real(&advantage),
+            weight: real(&weight),
+            sequence: whole(&sequence),
+            lengths: real(&lengths),
         }
     }
 
@@ -106,7 +110,7 @@ impl MicroBatch {
     /// head.
     fn drawn_at(&self, shape: &ModelShape, params: &Params) -> Tensor {
         let chosen = hidden(shape, params, &self.packed).index_select(0, &self.rows);
-        chosen / self.temperatures.unsqueeze(1)
+        wide(&chosen) / self.temperatures.unsqueeze(1)
     }
 
     /// Log-probs of the trained tokens, without gradient.
@@ -141,8 +145,9 @@ impl MicroBatch {
         (&x * by_x).sum(None).backward();
         let mut grads: BTreeMap<String, Tensor> = leaves
             .iter()
-            .map(|(name, leaf)| (name.clone(), leaf.grad()))
+            .map(|(name, leaf)| (name, leaf.grad()))
             .filter(|(_, g)| g.defined())
+            .map(|(name, g)| (name.clone(), wide(&g)))
             .collect();
         match grads.get_mut(head_name(shape)) {
             Some(embedding) => drop(embedding.g_add_(&by_head)),

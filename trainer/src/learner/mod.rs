@@ -14,6 +14,7 @@ mod model;
 mod objective;
 mod optimizer;
 mod packing;
+mod place;
 mod qk_clip;
 mod report;
 mod shim;
@@ -25,6 +26,7 @@ pub use config_json::{config_json, shape_of};
 pub use model::Params;
 pub use objective::{Aggregation, Clip, Objective, Ratio};
 pub use optimizer::{AdamW, Muon, Optimizer};
+pub use place::Place;
 pub use report::StepReport;
 pub use step::{Learner, Sample};
 pub use weights::{export, import, initial, widened};
@@ -48,6 +50,9 @@ pub enum LearnerError {
         /// What it is.
         value: f64,
     },
+    /// A card has no room for what the learner wants.
+    #[error("memory: {0}; it was for the learner: lower learner.micro_batch_tokens")]
+    Memory(String),
     /// Samples that cannot be trained on.
     #[error("samples: {0}")]
     Samples(String),
@@ -62,7 +67,12 @@ fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, LearnerError> {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
         let text = text.unwrap_or_else(|| "a panic without a message".to_owned());
-        LearnerError::Torch(text.lines().next().unwrap_or_default().to_owned())
+        let line = text.lines().next().unwrap_or_default().to_owned();
+        if line.contains("CUDA out of memory") {
+            LearnerError::Memory(line)
+        } else {
+            LearnerError::Torch(line)
+        }
     })
 }
 

@@ -16,6 +16,11 @@ pub(super) fn head_name(shape: &ModelShape) -> &'static str {
     if shape.tied_head { "embed" } else { "head" }
 }
 
+/// What sums and losses are taken in: f32 where weights are bf16, else their own type.
+pub(super) fn wide(tensor: &Tensor) -> Tensor {
+    if tensor.kind() == Kind::BFloat16 { tensor.to_kind(Kind::Float) } else { tensor.shallow_clone() }
+}
+
 /// What goes through the layers.
 pub(super) struct Packed {
     /// `[tokens]`: ids.
@@ -28,11 +33,11 @@ pub(super) struct Packed {
 
 impl Packed {
     /// One sequence, alone.
-    pub(super) fn one(tokens: &[i64], kind: Kind) -> Self {
+    pub(super) fn one(tokens: &[i64], (kind, device): (Kind, Device)) -> Self {
         Self {
-            tokens: Tensor::from_slice(tokens),
-            positions: Tensor::arange(tokens.len() as i64, (Kind::Int64, Device::Cpu)),
-            families: vec![Segments::new(tokens.len(), &[], kind)],
+            tokens: Tensor::from_slice(tokens).to_device(device),
+            positions: Tensor::arange(tokens.len() as i64, (Kind::Int64, device)),
+            families: vec![Segments::new(tokens.len(), &[], (kind, device))],
         }
     }
 }
@@ -40,7 +45,7 @@ impl Packed {
 /// Rotary tables at `positions`, `[tokens, 1, head_dim]` each: what an element is multiplied by, and what its partner is.
 fn rope(shape: &ModelShape, positions: &Tensor, kind: Kind) -> (Tensor, Tensor) {
     let half = shape.head_dim as i64 / 2;
-    let options = (Kind::Double, Device::Cpu);
+    let options = (Kind::Double, positions.device());
     let exponents = Tensor::arange(half, options) * (-1.0 / half as f64);
     let frequencies = (exponents * shape.rope_theta.ln()).exp();
     let length = positions.max().int64_value(&[]) + 1;

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::model::Params;
 
@@ -61,8 +61,11 @@ impl Default for Muon {
     }
 }
 
-/// Elements that are worked on at a time: few enough for all operations on them to find them in the caches.
-pub(super) const STRETCH: i64 = 1 << 15;
+/// Elements of a tensor that are worked on at a time: few enough for all operations on them to find them in the caches;
+/// on a card, enough to fill it, and not so many that what is made of them on the way matters.
+pub(super) fn stretch(tensor: &Tensor) -> i64 {
+    if tensor.device().is_cuda() { 1 << 22 } else { 1 << 15 }
+}
 
 /// An optimizer with its state.
 pub struct Optimizer {
@@ -70,12 +73,15 @@ pub struct Optimizer {
     muon: Option<Muon>,
     /// Updates made.
     pub(super) steps: u64,
-    /// Tensors by name: `m.NAME` and `v.NAME` of AdamW, `momentum.NAME` of Muon.
+    /// Tensors by name: `m.NAME` and `v.NAME` of AdamW, `momentum.NAME` of Muon; `master.NAME` of a weight in bf16, its
+    /// value in f32, in which small updates add up.
     pub(super) state: BTreeMap<String, Tensor>,
 }
 
-/// A tensor's name, the tensor, its gradient, its slots, and Muon where it goes by that.
-type Work = (String, Tensor, Tensor, Vec<Tensor>, Option<Muon>);
+const MASTER: &str = "master.";
+
+/// A tensor's name, the tensor, its value in f32, its gradient, its slots, and Muon where it goes by that.
+type Work = (String, Tensor, Tensor, Tensor, Vec<Tensor>, Option<Muon>);
 
 impl Optimizer {
     /// A fresh one; with `muon`, projections go by it.
@@ -86,6 +92,23 @@ impl Optimizer {
     /// Largest attention logit that is left alone, if there is a bound.
     pub(super) fn qk_clip(&self) -> Option<f64> {
         self.muon.and_then(|muon| muon.qk_clip)
+    }
+
+    /// The values that updates are made on: the parameter itself, or its master.
+    fn master(&mut self, name: &str, param: &Tensor) -> Tensor {
+        if param.kind() != Kind::BFloat16 {
+            return param.shallow_clone();
+        }
+        let made = || param.to_kind(Kind::Float);
+        self.state.entry(format!("{MASTER}{name}")).or_insert_with(made).shallow_clone()
+    }
+
+    /// The masters that there are, by their parameters' names.
+    pub(super) fn masters(&self) -> Params {
+        let named = |(slot, master): (&String, &Tensor)| {
+            slot.strip_prefix(MASTER).map(|name| (name.to_owned(), master.shallow_clone()))
+        };
+        self.state.iter().filter_map(named).collect()
     }
 
     fn slot(&mut self, name: String, like: &Tensor) -> Tensor {
@@ -111,18 +134,22 @@ impl Optimizer {
             let projection = name.starts_with("layers.") && param.dim() == 2;
             let muon = self.muon.filter(|_| projection);
             let slots = if muon.is_some() { &["momentum"][..] } else { &["m", "v"] };
+            let master = self.master(&name, &param);
             let state: Vec<Tensor> =
-                slots.iter().map(|slot| self.slot(format!("{slot}.{name}"), &param)).collect();
-            work.push((name, param, grad, state, muon));
+                slots.iter().map(|slot| self.slot(format!("{slot}.{name}"), &master)).collect();
+            work.push((name, param, master, grad, state, muon));
         }
-        let one = |(name, param, mut grad, state, muon): Work| {
+        let one = |(name, mut param, master, mut grad, state, muon): Work| {
             if scale < 1.0 {
                 let _ = grad.g_mul_scalar_(scale);
             }
             match (muon, &state[..]) {
-                (Some(muon), [mean]) => muon.step(&param, &grad, mean, lr, &rows(&name)),
-                (_, [m, v]) => adamw.step(&param, &grad, (m, v), lr, steps),
+                (Some(muon), [mean]) => muon.step(&master, &grad, mean, lr, &rows(&name)),
+                (_, [m, v]) => adamw.step(&master, &grad, (m, v), lr, steps),
                 _ => {}
+            }
+            if param.kind() == Kind::BFloat16 {
+                param.copy_(&master);
             }
         };
         workers.install(|| work.into_par_iter().for_each(|tensor| tch::no_grad(|| one(tensor))));
@@ -134,7 +161,8 @@ impl AdamW {
     fn step(self, param: &Tensor, grad: &Tensor, (m, v): (&Tensor, &Tensor), lr: f64, t: i32) {
         let Self { beta1, beta2, eps, weight_decay } = self;
         let decay = if param.dim() > 1 { 1.0 - lr * weight_decay } else { 1.0 };
-        let stretches = |x: &Tensor| x.view([-1]).split(STRETCH, 0).into_iter();
+        let length = stretch(param);
+        let stretches = |x: &Tensor| x.view([-1]).split(length, 0).into_iter();
         let each = stretches(param).zip(stretches(&grad.contiguous())).zip(stretches(m).zip(stretches(v)));
         for ((mut param, grad), (mut m, mut v)) in each {
             m.copy_(&(&m * beta1 + &grad * (1.0 - beta1)));
@@ -186,11 +214,11 @@ mod tests {
     fn muon_steps_are_orthogonal_and_of_matched_size() {
         tch::manual_seed(1);
         for (rows, columns) in [(16, 48), (48, 16), (20, 20)] {
-            let g = Tensor::randn([rows, columns], (tch::Kind::Float, tch::Device::Cpu));
+            let g = Tensor::randn([rows, columns], (Kind::Float, tch::Device::Cpu));
             let (_, singular, _) = orthogonal(&g).svd(true, true);
             let (low, high) = (singular.min().double_value(&[]), singular.max().double_value(&[]));
             assert!(low > 0.3 && high < 1.3, "{rows}x{columns}: {low} {high}");
-            let rms = matched(&g).square().mean(tch::Kind::Float).sqrt().double_value(&[]);
+            let rms = matched(&g).square().mean(Kind::Float).sqrt().double_value(&[]);
             assert!((0.12..0.26).contains(&rms), "{rms}");
         }
     }

@@ -13,7 +13,7 @@ use super::model::{Packed, Params, hidden_watched};
 pub(super) fn peaks(shape: &ModelShape, params: &Params, sequences: &[Vec<i64>]) -> Vec<Vec<f64>> {
     let mut peaks = vec![vec![f64::NEG_INFINITY; shape.kv_heads]; shape.layers];
     for tokens in sequences {
-        let packed = Packed::one(tokens, params["embed"].kind());
+        let packed = Packed::one(tokens, (params["embed"].kind(), params["embed"].device()));
         let mut watch = |layer: usize, q: &Tensor, k: &Tensor| {
             let group = (shape.heads / shape.kv_heads) as i64;
             let (q, k) = (q.transpose(0, 1), k.transpose(0, 1).repeat_interleave_self_int(group, 0, None));

@@ -8,7 +8,7 @@ use safetensors::{Dtype, SafeTensors};
 use tch::Tensor;
 
 use super::step::floats;
-use super::{Learner, LearnerError};
+use super::{Learner, LearnerError, guarded};
 
 const PARAM: &str = "param.";
 const OPTIMIZER: &str = "optimizer.";
@@ -21,11 +21,12 @@ impl Learner {
     /// # Errors
     /// [`LearnerError::NotFinite`] when a weight or a moment is no number: a state like that is of no use.
     pub fn save(&self) -> Result<Vec<u8>, LearnerError> {
+        self.place().enter()?;
         let params = self.params().iter().map(|(name, tensor)| (format!("{PARAM}{name}"), tensor));
         let state = self.optimizer.state.iter().map(|(name, tensor)| (format!("{OPTIMIZER}{name}"), tensor));
         let mut tensors: BTreeMap<String, (Vec<usize>, Vec<u8>)> = BTreeMap::new();
         for (name, tensor) in params.chain(state) {
-            let values = floats(tensor);
+            let values = guarded(|| floats(tensor))?;
             if let Some(value) = values.iter().copied().find(|v| !v.is_finite()) {
                 return Err(LearnerError::NotFinite { what: "a weight or moment", value: value.into() });
             }
@@ -69,7 +70,7 @@ impl Learner {
             let dims: Vec<i64> = view.shape().iter().map(|d| *d as i64).collect();
             let tensor = Tensor::from_slice(&values).view(dims.as_slice());
             let (param, slot) = (name.strip_prefix(PARAM), name.strip_prefix(OPTIMIZER));
-            // `m.NAME`, `v.NAME` and `momentum.NAME` have the shape of the parameter.
+            // `m.NAME`, `v.NAME`, `momentum.NAME` and `master.NAME` have the shape of the parameter.
             let of = param.or_else(|| slot.and_then(|s| s.split_once('.')).map(|(_, of)| of));
             let Some(known) = of.and_then(|of| self.params().get(of)) else {
                 return Err(refuse(format!("tensor `{name}` is none of this model")));
@@ -89,6 +90,11 @@ impl Learner {
         if let Some(missing) = self.params().keys().find(|name| !params.contains_key(*name)) {
             return Err(refuse(format!("tensor `{PARAM}{missing}` is missing")));
         }
+        let place = self.place();
+        let (params, state) = guarded(|| {
+            let params = params.into_iter().map(|(name, tensor)| (name, place.weight(&tensor))).collect();
+            (params, state.into_iter().map(|(name, tensor)| (name, place.put(&tensor))).collect())
+        })?;
         (self.optimizer.steps, self.optimizer.state) = (updates, state);
         self.replace(params, version);
         Ok(())

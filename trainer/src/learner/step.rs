@@ -2,20 +2,21 @@
 
 use std::any::Any;
 use std::collections::BTreeMap;
+use std::mem::take;
 use std::sync::Weak;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use parl_kernels::shape::ModelShape;
-use parl_kernels::weights::WeightSet;
+use parl_kernels::weights::{Dtype, WeightSet};
 use rayon::prelude::*;
 use tch::{Kind, Tensor};
 
 use super::micro_batch::MicroBatch;
 use super::model::Params;
-use super::optimizer::STRETCH;
+use super::optimizer::stretch;
 use super::packing::{Family, families, micro_batches};
-use super::{LearnerError, Objective, Optimizer, StepReport, guarded, lease, qk_clip};
+use super::{LearnerError, Objective, Optimizer, Place, StepReport, guarded, lease, qk_clip};
 
 /// Sequences on which attention logits are measured for QK-Clip.
 const WATCHED: usize = 4;
@@ -62,16 +63,31 @@ pub struct Learner {
     /// Tokens of a micro-batch, at most; a longer sample is one of its own.
     pub micro_batch_tokens: usize,
     workers: rayon::ThreadPool,
+    place: Place,
     version: u64,
     leases: Vec<Weak<dyn Any + Send + Sync>>,
 }
 
 impl Learner {
-    /// A learner on `threads` workers, one libtorch thread each.
+    /// A learner on `threads` workers, one libtorch thread each, that works on `params` as they are: on the CPU, in f32.
     ///
     /// # Errors
-    /// [`LearnerError::Torch`] when the workers cannot be started.
+    /// As [`Learner::at`].
     pub fn new(
+        shape: ModelShape,
+        params: Params,
+        optimizer: Optimizer,
+        threads: usize,
+    ) -> Result<Self, LearnerError> {
+        Self::at(Place::cpu(Dtype::F32), shape, params, optimizer, threads)
+    }
+
+    /// A learner whose tensors lie in `place`. On a card there is one worker, whatever `threads` says.
+    ///
+    /// # Errors
+    /// [`LearnerError::Torch`] when the workers cannot be started, [`LearnerError::Memory`] when a card has no room.
+    pub fn at(
+        place: Place,
         shape: ModelShape,
         params: Params,
         optimizer: Optimizer,
@@ -81,10 +97,16 @@ impl Learner {
         tch::set_num_threads(1);
         super::shim::choose_kernels_by_instructions();
         let workers = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads.max(1))
-            .start_handler(|_| tch::set_num_threads(1))
+            .num_threads(if place.is_card() { 1 } else { threads.max(1) })
+            .start_handler(move |_| {
+                tch::set_num_threads(1);
+                // What fails here fails again where it can be told.
+                let _ = place.enter();
+            })
             .build()
             .map_err(|e| LearnerError::Torch(e.to_string()))?;
+        let params =
+            guarded(|| params.into_iter().map(|(name, p)| (name, place.weight(&p))).collect::<Params>())?;
         Ok(Self {
             shape,
             params,
@@ -92,6 +114,7 @@ impl Learner {
             grad_clip: 1.0,
             micro_batch_tokens: 4096,
             workers,
+            place,
             version: 0,
             leases: Vec::new(),
         })
@@ -123,8 +146,14 @@ impl Learner {
         Ok(set)
     }
 
+    /// Where its tensors lie.
+    pub(super) fn place(&self) -> Place {
+        self.place
+    }
+
     /// Says whether the weights may be written.
     pub(super) fn exclusive(&self) -> Result<(), LearnerError> {
+        self.place.enter()?;
         if self.leases.iter().any(|lease| lease.strong_count() > 0) {
             return Err(LearnerError::Samples(
                 "the weights are leased: give the lease back first".to_owned(),
@@ -157,28 +186,37 @@ impl Learner {
         let asked = (0..samples.len()).filter(|i| objective.asks(&samples[*i])).collect();
         let batches = self.micro_batches(samples, asked);
         let done = AtomicUsize::new(0);
-        let (shape, kind) = (&self.shape, self.params["embed"].kind());
-        let results = self.of_each(&batches, |batch, leaves| {
-            let micro = MicroBatch::of(samples, batch, &shares, kind).backward(shape, leaves, objective);
-            progress(done.fetch_add(1, Ordering::Relaxed) + 1, batches.len());
-            micro
-        })?;
+        let (shape, options) = (&self.shape, self.place.options());
         let mut report = StepReport { updates: 1, ..StepReport::default() };
         let workers = self.workers.current_num_threads() as f64;
         let mut parts: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
-        // In the order of the batches, whoever was done first.
-        for micro in results {
-            report.loss += micro.loss;
-            report.entropy += micro.entropy;
-            report.mismatch_kl += micro.kl;
-            report.mismatch_max = report.mismatch_max.max(micro.worst);
-            report.clipped_low += micro.outside.0;
-            report.clipped_high += micro.outside.1;
-            report.trained_tokens += micro.tokens;
-            report.forward_seconds += micro.forward_seconds / workers;
-            report.backward_seconds += micro.backward_seconds / workers;
-            for (name, grad) in micro.grads {
-                parts.entry(name).or_default().push(grad);
+        // One worker adds up as it goes, in the same order, for want of room for the gradients of all.
+        let at_once = if self.workers.current_num_threads() == 1 { 1 } else { batches.len().max(1) };
+        for some in batches.chunks(at_once) {
+            let results = self.of_each(some, |batch, leaves| {
+                let micro =
+                    MicroBatch::of(samples, batch, &shares, options).backward(shape, leaves, objective);
+                progress(done.fetch_add(1, Ordering::Relaxed) + 1, batches.len());
+                micro
+            })?;
+            // In the order of the batches, whoever was done first.
+            for micro in results {
+                report.loss += micro.loss;
+                report.entropy += micro.entropy;
+                report.mismatch_kl += micro.kl;
+                report.mismatch_max = report.mismatch_max.max(micro.worst);
+                report.clipped_low += micro.outside.0;
+                report.clipped_high += micro.outside.1;
+                report.trained_tokens += micro.tokens;
+                report.forward_seconds += micro.forward_seconds / workers;
+                report.backward_seconds += micro.backward_seconds / workers;
+                for (name, grad) in micro.grads {
+                    parts.entry(name).or_default().push(grad);
+                }
+            }
+            if at_once == 1 {
+                let added = || parts.values_mut().for_each(|all| *all = sum(take(all)).into_iter().collect());
+                guarded(|| self.workers.install(added))?;
             }
         }
         report.computed_tokens = batches.iter().flatten().map(|family| family.tokens(samples)).sum();
@@ -188,10 +226,7 @@ impl Learner {
         {
             *mean /= n;
         }
-        let summed = |(name, parts): (String, Vec<Tensor>)| {
-            let sum = tch::no_grad(|| parts.into_iter().reduce(|mut sum, part| sum.g_add_(&part)));
-            sum.map(|sum| (name, square(&sum), sum))
-        };
+        let summed = |(name, parts): (String, Vec<Tensor>)| sum(parts).map(|sum| (name, square(&sum), sum));
         let summed: Vec<(String, f64, Tensor)> =
             guarded(|| self.workers.install(|| parts.into_par_iter().filter_map(summed).collect()))?;
         report.grad_norm = summed.iter().map(|(_, square, _)| square).sum::<f64>().sqrt();
@@ -214,6 +249,7 @@ impl Learner {
                 .collect();
             report.qk_clipped = guarded(|| {
                 let peaks = qk_clip::peaks(&self.shape, &self.params, &watched);
+                qk_clip::clip(&self.shape, &self.optimizer.masters(), &peaks, limit);
                 qk_clip::clip(&self.shape, &self.params, &peaks, limit)
             })?;
         }
@@ -231,10 +267,10 @@ impl Learner {
         self.check(samples)?;
         let asked = (0..samples.len()).filter(|i| samples[*i].trained() > 0).collect();
         let batches = self.micro_batches(samples, asked);
-        let (shape, kind) = (&self.shape, self.params["embed"].kind());
+        let (shape, options) = (&self.shape, self.place.options());
         let shares = vec![0.0; samples.len()];
         let results = self.of_each(&batches, |batch, params| {
-            floats(&MicroBatch::of(samples, batch, &shares, kind).log_probs(shape, &params))
+            floats(&MicroBatch::of(samples, batch, &shares, options).log_probs(shape, &params))
         })?;
         let mut all = vec![Vec::new(); samples.len()];
         for (batch, logprobs) in batches.iter().zip(results) {
@@ -258,6 +294,7 @@ impl Learner {
         batches: &[Vec<Family>],
         work: impl Fn(&[Family], Params) -> T + Sync,
     ) -> Result<Vec<T>, LearnerError> {
+        self.place.enter()?;
         let alias = |(name, p): (&String, &Tensor)| (name.clone(), p.detach());
         let handed: Vec<(&Vec<Family>, Params)> =
             guarded(|| batches.iter().map(|b| (b, self.params.iter().map(alias).collect())).collect())?;
@@ -298,9 +335,14 @@ impl Learner {
     }
 }
 
+/// The sum, in order, in the place of the first.
+fn sum(parts: Vec<Tensor>) -> Option<Tensor> {
+    tch::no_grad(|| parts.into_iter().reduce(|mut sum, part| sum.g_add_(&part)))
+}
+
 /// Σ x² in f64, over a cache's worth of elements at a time.
 fn square(tensor: &Tensor) -> f64 {
-    let parts = tensor.flatten(0, -1).split(STRETCH, 0);
+    let parts = tensor.flatten(0, -1).split(stretch(tensor), 0);
     parts.iter().map(|x| x.to_kind(Kind::Double).square().sum(None).double_value(&[])).sum()
 }
 

@@ -4,7 +4,8 @@ use parl_kernels::backend::{Backend, Plan, PlanGroup, PlanRow, SetId};
 use parl_kernels::cpu::{CpuBackend, Level};
 use parl_kernels::rng::{RngKey, Stream};
 use parl_kernels::shape::ModelShape;
-use tch::{Kind, Tensor};
+use parl_kernels::weights::Dtype;
+use tch::{Device, Kind, Tensor};
 
 use super::step::floats;
 use super::*;
@@ -152,7 +153,7 @@ fn plainly(
     let mut total = 0.0;
     for (sample, share) in samples.iter().zip(shares) {
         let ids: Vec<i64> = sample.tokens.iter().map(|t| i64::from(*t)).collect();
-        let h = model::hidden(shape, &leaves, &model::Packed::one(&ids, Kind::Double));
+        let h = model::hidden(shape, &leaves, &model::Packed::one(&ids, (Kind::Double, Device::Cpu)));
         let at: Vec<i64> = (0..ids.len() as i64).filter(|t| sample.mask[*t as usize]).collect();
         let before = Tensor::from_slice(&at) - 1;
         let drawn: Vec<i64> = at.iter().map(|t| ids[*t as usize]).collect();
@@ -209,7 +210,8 @@ fn what_is_shared_has_the_loss_and_the_gradient_of_what_is_not() {
             let mut sums: Params = double.iter().map(|(n, p)| (n.clone(), p.zeros_like())).collect();
             for families in &cut {
                 let alias = double.iter().map(|(n, p)| (n.clone(), p.detach())).collect();
-                let batch = micro_batch::MicroBatch::of(&samples, families, &shares, Kind::Double);
+                let batch =
+                    micro_batch::MicroBatch::of(&samples, families, &shares, (Kind::Double, Device::Cpu));
                 let micro = batch.backward(&shape, alias, objective);
                 total += micro.loss;
                 micro.grads.iter().for_each(|(n, g)| drop(sums.get_mut(n).unwrap().g_add_(g)));
@@ -389,4 +391,91 @@ fn qk_clip_brings_logits_down_to_the_bound_and_leaves_others_alone() {
             assert!((a - wanted).abs() < 1e-4 * wanted.abs().max(1.0), "{b} became {a}, bound {limit}");
         }
     }
+}
+
+#[test]
+fn weights_in_bf16_move_by_less_than_their_last_bit_and_are_put_back_exactly() {
+    // Projections by Muon, the rest by AdamW.
+    let shape = shape(false, true, true);
+    let objective = Objective::Grpo { clip_low: 0.2, clip_high: 0.2 };
+    let at = |dtype, params: Params| {
+        let optimizer = learner(&shape, 1).optimizer;
+        let mut learner = Learner::at(Place::cpu(dtype), shape.clone(), params, optimizer, 2).unwrap();
+        learner.micro_batch_tokens = 40;
+        learner
+    };
+    let rounded = |learner: &Learner| -> Params {
+        learner.params().iter().map(|(name, p)| (name.clone(), p.to_kind(Kind::Float))).collect()
+    };
+    let mut low = at(Dtype::Bf16, params(&shape));
+    let start = rounded(&low);
+    let mut full = at(Dtype::F32, start.iter().map(|(name, p)| (name.clone(), p.copy())).collect());
+    assert!(low.params().values().all(|p| p.kind() == Kind::BFloat16));
+    let samples = recorded(&full, 12);
+    let (mut losses, steps) = ((0.0, 0.0), 40);
+    for _ in 0..steps {
+        let report = low.train_step(&samples, objective, 2e-5, &|_, _| {}).unwrap();
+        assert!(report.mismatch_max < 0.2, "{report:?}");
+        losses = (report.loss, full.train_step(&samples, objective, 2e-5, &|_, _| {}).unwrap().loss);
+    }
+    assert!((losses.0 - losses.1).abs() < 0.05 * losses.1.abs() + 1e-3, "{losses:?}");
+    // A step is below the last bit of most weights; together they go where those of f32 go.
+    let (mut along, mut own, mut theirs) = (0.0, 0.0, 0.0);
+    for (name, master) in low.optimizer.masters() {
+        let (a, b) = (master - &start[&name], &full.params()[&name] - &start[&name]);
+        let product = |x: &Tensor, y: &Tensor| (x * y).sum(Kind::Double).double_value(&[]);
+        (along, own, theirs) = (along + product(&a, &b), own + product(&a, &a), theirs + product(&b, &b));
+    }
+    let cosine = along / (own * theirs).sqrt();
+    assert!(cosine > 0.9, "{cosine}");
+    let moved = rounded(&low).iter().any(|(name, p)| *p != start[name]);
+    assert!(moved);
+
+    let saved = low.save().unwrap();
+    let mut resumed = at(Dtype::Bf16, initial(&shape, 99));
+    resumed.restore(&saved).unwrap();
+    assert_eq!(resumed.save().unwrap(), saved);
+    for learner in [&mut low, &mut resumed] {
+        learner.train_step(&samples, objective, 2e-5, &|_, _| {}).unwrap();
+    }
+    assert_eq!(resumed.save().unwrap(), low.save().unwrap());
+}
+
+#[test]
+fn the_engine_reads_weights_in_bf16_where_they_lie() {
+    let shape = shape(true, false, true);
+    let optimizer = learner(&shape, 1).optimizer;
+    let mut learner =
+        Learner::at(Place::cpu(Dtype::Bf16), shape.clone(), params(&shape), optimizer, 1).unwrap();
+    let lease = learner.lease().unwrap();
+    let own = learner.params()["layers.1.down"].data_ptr();
+    assert_eq!(lease.bf16("layers.1.down").unwrap().as_ptr().cast(), own.cast_const());
+    let mut backend = CpuBackend::default();
+    backend.reserve_kv(16, 8).unwrap();
+    backend.install(SetId(0), lease).unwrap();
+    for sample in samples(&shape, 6) {
+        let row = PlanRow { tokens: sample.tokens.clone(), start: 0, blocks: vec![3, 1, 7], draw: None };
+        let groups = vec![PlanGroup { set: SetId(0), rows: vec![row] }];
+        let logits = backend.logits(&Plan { copies: Vec::new(), groups }).unwrap().remove(0).remove(0);
+        let learned = learner.log_probs(std::slice::from_ref(&sample)).unwrap().remove(0);
+        let drawn = (0..sample.tokens.len()).filter(|t| sample.mask[*t]);
+        for (t, learned) in drawn.zip(learned) {
+            let scaled: Vec<f64> = logits[t - 1].iter().map(|l| f64::from(*l) / 0.7).collect();
+            let total = scaled.iter().map(|l| l.exp()).sum::<f64>().ln();
+            let engine = scaled[sample.tokens[t] as usize] - total;
+            // The engine sums in f32, the learner's layers hand on in bf16.
+            assert!((engine - f64::from(learned)).abs() < 0.15, "{engine} {learned}");
+        }
+    }
+}
+
+#[test]
+fn a_card_without_room_names_the_key_to_lower() {
+    let error =
+        guarded(|| panic!("Torch(\"CUDA out of memory. Tried to allocate 2.00 GiB.\\nmore\")")).unwrap_err();
+    assert!(matches!(error, LearnerError::Memory(_)));
+    assert!(
+        error.to_string().ends_with("it was for the learner: lower learner.micro_batch_tokens"),
+        "{error}"
+    );
 }

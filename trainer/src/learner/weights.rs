@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, HashMap};
 use half::bf16;
 use parl_kernels::rng::{RngKey, Stream};
 use parl_kernels::shape::ModelShape;
+use rayon::prelude::*;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use tch::Tensor;
 
-use super::LearnerError;
 use super::model::Params;
 use super::step::floats;
+use super::{LearnerError, guarded};
 
 /// Deviation of fresh embeddings: large beside what the layers add to the residual stream in their first updates, so
 /// that a token stays known by its identity, which all looking up in the context starts from.
@@ -39,7 +40,7 @@ pub fn initial(shape: &ModelShape, seed: u64) -> Params {
         } else if name.ends_with("bias") {
             vec![0.0; n]
         } else {
-            (0..n as u32).map(|j| (normal(key, j) * deviation) as f32).collect()
+            (0..n as u32).into_par_iter().map(|j| (normal(key, j) * deviation) as f32).collect()
         };
         params.insert(name, shaped(&values, &dims));
     }
@@ -129,7 +130,7 @@ fn parts(shape: &ModelShape) -> Vec<(String, Vec<(String, usize)>)> {
 pub fn export(shape: &ModelShape, params: &Params) -> Result<Vec<u8>, LearnerError> {
     let mut files: BTreeMap<String, (Vec<usize>, Vec<u8>)> = BTreeMap::new();
     for ((name, parts), (_, dims)) in parts(shape).into_iter().zip(shape.tensors()) {
-        let values = floats(&params[&name]);
+        let values = guarded(|| floats(&params[&name]))?;
         if let Some(value) = values.iter().copied().find(|v| !v.is_finite()) {
             return Err(LearnerError::NotFinite { what: "a weight", value: value.into() });
         }

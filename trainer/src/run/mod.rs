@@ -1,5 +1,7 @@
 //! The run: its folder, its steps, and what it leaves behind.
 
+mod cubins;
+mod device;
 pub mod environment;
 pub mod eval;
 pub mod folder;
@@ -18,6 +20,7 @@ use std::path::{Path, PathBuf};
 
 use parl_rollout::config::PolicyConfig;
 use parl_rollout::policy::Policy;
+use parl_rollout::policy::scripted::Script;
 use parl_rollout::swarm::Seat;
 use parl_rollout::tasks::Split;
 use parl_rollout::trajectory::log::{LogMeta, TrajectoryLog};
@@ -71,7 +74,7 @@ pub fn run(loaded: &Loaded<Config>, options: &Options, out: &mut dyn Write) -> R
         let message = "there are no training tasks: the held-out side took all".to_owned();
         return Err(RolloutError::Config { key: "tasks".to_owned(), message }.into());
     }
-    let Seats { mut policy, learner } = seats::configured(&environment, config)?;
+    let Seats { mut policy, learner, notes: on } = seats::configured(&environment, config)?;
     trainable(config)?;
     let folder = RunFolder::open(&options.folder, options.used, &marker(loaded))?;
     let resolved = serde_json::to_value(config).map_err(|e| TrainerError::Internal(e.to_string()))?;
@@ -105,7 +108,7 @@ pub fn run(loaded: &Loaded<Config>, options: &Options, out: &mut dyn Write) -> R
     let place = parts.folder.path().display().to_string();
     show.line(&format!("run {} in {place}, from step {first} to {steps}", config.run.name))
         .map_err(closed)?;
-    for note in notes {
+    for note in on.into_iter().chain(notes) {
         show.line(&note).map_err(closed)?;
     }
     if first == 0
@@ -265,6 +268,8 @@ impl Parts<'_> {
         }
         let name = if self.learning.is_some() { "end" } else { "this run's policy" };
         rows.push(Row { name: name.to_owned(), summary: self.evaluate(u64::MAX)? });
+        // The experts' sub-agents need the memory of a card that this run's engine holds.
+        self.policy = seats::experts(&self.environment, Script::Serial);
         rows.extend(eval::experts(self.config, &self.environment, self.config.run.final_eval_tasks)?);
         write_json(&self.folder.path().join("final_eval.json"), &rows)?;
         Ok(rows)

@@ -12,10 +12,11 @@ use crate::config::differences;
 use crate::error::TrainerError;
 
 /// Keys that may differ when a run is gone on with.
-const FREE_ON_RESUME: [&str; 9] = [
+const FREE_ON_RESUME: [&str; 10] = [
     // Compared by the hash of the weights, not by the folder that they lie in.
     "rollout.orchestrator.policy.model",
     "rollout.subagent.policy.model",
+    "run.device",
     "run.max_steps",
     "run.checkpoint_every",
     "run.keep_last",

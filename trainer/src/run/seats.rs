@@ -4,7 +4,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use parl_kernels::backend::SetId;
-use parl_kernels::cpu::CpuBackend;
 use parl_rollout::RolloutError;
 use parl_rollout::config::PolicyConfig;
 use parl_rollout::engine::Engine;
@@ -13,11 +12,12 @@ use parl_rollout::policy::pair::Pair;
 use parl_rollout::policy::scripted::{Script, Scripted};
 use parl_rollout::policy::{Identity, Policy};
 
+use super::device::{self, Found, Model};
 use super::environment::Environment;
 use crate::config::Config;
 use crate::error::TrainerError;
 use crate::learner::Learner;
-use crate::sft::model_dir;
+use crate::sft::model_dir::{self, ModelDir};
 
 /// The trainable set; the sub-agents' frozen ones follow it, in the order of the config.
 const ORCHESTRATOR: SetId = SetId(0);
@@ -28,6 +28,8 @@ pub struct Seats {
     pub policy: Box<dyn Policy>,
     /// The orchestrator's learner, whose weights the policy leases; `None` when a script sits there.
     pub learner: Option<Learner>,
+    /// What is told at the start of a run of what the models are computed on.
+    pub notes: Vec<String>,
 }
 
 /// The seats of the config.
@@ -63,37 +65,34 @@ fn seated(
 ) -> Result<Seats, TrainerError> {
     let script = |script: Script| Box::new(Scripted::new(script, Arc::clone(&environment.dialect)));
     let subagent = &config.rollout.subagent.policy;
-    let seats = |policy: Box<dyn Policy>, learner| Ok(Seats { policy, learner });
+    let seats = |policy: Box<dyn Policy>, learner, notes| Ok(Seats { policy, learner, notes });
     match (orchestrator, subagent) {
         (PolicyConfig::Scripted { script: a }, PolicyConfig::Scripted { script: b }) => {
-            seats(Box::new(Pair { orchestrator: script(*a), subagent: script(*b) }), None)
+            seats(Box::new(Pair { orchestrator: script(*a), subagent: script(*b) }), None, Vec::new())
         }
         (PolicyConfig::Scripted { script: a }, PolicyConfig::Local { .. }) => {
-            let (local, _) = local(environment, config, None, true)?;
-            seats(Box::new(Pair { orchestrator: script(*a), subagent: Box::new(local) }), None)
+            let (local, _, notes) = local(environment, config, None, true)?;
+            seats(Box::new(Pair { orchestrator: script(*a), subagent: Box::new(local) }), None, notes)
         }
         (PolicyConfig::Local { .. }, PolicyConfig::Scripted { script: b }) => {
-            let (local, learner) = local(environment, config, Some(orchestrator), false)?;
-            seats(Box::new(Pair { orchestrator: Box::new(local), subagent: script(*b) }), learner)
+            let (local, learner, notes) = local(environment, config, Some(orchestrator), false)?;
+            seats(Box::new(Pair { orchestrator: Box::new(local), subagent: script(*b) }), learner, notes)
         }
         (PolicyConfig::Local { .. }, PolicyConfig::Local { .. }) => {
-            let (local, learner) = local(environment, config, Some(orchestrator), true)?;
-            seats(Box::new(local), learner)
+            let (local, learner, notes) = local(environment, config, Some(orchestrator), true)?;
+            seats(Box::new(local), learner, notes)
         }
     }
 }
 
-/// One engine for the seats that have a model, and the orchestrator's learner.
+/// One engine for the seats that have a model, the orchestrator's learner, and what to tell of where they compute.
 fn local(
     environment: &Environment,
     config: &Config,
     orchestrator: Option<&PolicyConfig>,
     subagents: bool,
-) -> Result<(Local, Option<Learner>), TrainerError> {
-    let mut engine = Engine::new(Box::new(CpuBackend::default()), config.rollout.engine.clone())?;
+) -> Result<(Local, Option<Learner>, Vec<String>), TrainerError> {
     let rollout = &config.rollout;
-    let mut seats: Vec<SeatDraw> = Vec::new();
-    let mut trained = None;
     let limit = rollout.orchestrator.max_context_tokens;
     let mut wanted: Vec<(String, &PolicyConfig, SetId, u32)> = orchestrator
         .map(|policy| ("orchestrator.".to_owned(), policy, ORCHESTRATOR, limit))
@@ -105,6 +104,7 @@ fn local(
             wanted.push((name, policy, SetId(1 + i as u32), rollout.subagent.max_context_tokens));
         }
     }
+    let mut models: Vec<(String, SetId, f32, ModelDir)> = Vec::new();
     for (name, policy, set, limit) in wanted {
         let PolicyConfig::Local { model, temperature } = policy else { continue };
         let read = model_dir::read(Path::new(model))?;
@@ -130,19 +130,36 @@ fn local(
                 format!("{limit} is above the model's {} positions", read.shape.max_positions),
             );
         }
-        let trainable = set == ORCHESTRATOR;
-        if trainable && read.shape.qk_norm && config.learner.muon.is_some_and(|muon| muon.qk_clip.is_some()) {
+        if set == ORCHESTRATOR
+            && read.shape.qk_norm
+            && config.learner.muon.is_some_and(|muon| muon.qk_clip.is_some())
+        {
             let message = format!("{model} has qk-norm, which QK-Clip cannot be had with: set it to null");
             let key = "learner.muon.qk_clip".to_owned();
             return Err(TrainerError::Rollout(RolloutError::Config { key, message }));
         }
-        let mut learner =
-            Learner::new(read.shape, read.params, config.learner.optimizer(), config.learner.workers())?;
+        models.push((name, set, *temperature, read));
+    }
+    let planned: Vec<Model<'_>> = models
+        .iter()
+        .map(|(name, set, _, read)| Model {
+            name: format!("rollout.{name}policy"),
+            shape: &read.shape,
+            trained: *set == ORCHESTRATOR,
+        })
+        .collect();
+    let Found { place, backend, notes } = device::find(config, &planned)?;
+    let mut engine = Engine::new(backend, rollout.engine.clone())?;
+    let (mut seats, mut trained): (Vec<SeatDraw>, Option<Learner>) = (Vec::new(), None);
+    for (_, set, temperature, read) in models {
+        let trainable = set == ORCHESTRATOR;
+        let (optimizer, workers) = (config.learner.optimizer(), config.learner.workers());
+        let mut learner = Learner::at(place, read.shape, read.params, optimizer, workers)?;
         learner.grad_clip = config.learner.grad_clip;
         learner.micro_batch_tokens = config.learner.micro_batch_tokens as usize;
         engine.install(set, learner.lease()?)?;
         let identity = Identity { name: format!("local:{}", &read.hash[..16]), trainable };
-        seats.push(SeatDraw { set, temperature: *temperature, identity });
+        seats.push(SeatDraw { set, temperature, identity });
         if trainable {
             trained = Some(learner);
         }
@@ -151,5 +168,5 @@ fn local(
         seats.first().cloned().ok_or_else(|| TrainerError::Internal("no seat has a model".to_owned()))?;
     // Where a script sits in the orchestrator's seat, all models are the sub-agents'.
     let subagents = if orchestrator.is_some() { seats.split_off(1) } else { seats };
-    Ok((Local::new(engine, first, subagents, environment.dialect.special().end, 0), trained))
+    Ok((Local::new(engine, first, subagents, environment.dialect.special().end, 0), trained, notes))
 }

@@ -227,14 +227,13 @@ pub fn run(config: &Config, folder: &Path, out: &mut dyn Write) -> Result<(), Tr
     let environment = Environment::with_tokenizer_of(config, sft.init.as_deref().filter(|_| !sft.new_words))?;
     let longest =
         config.rollout.orchestrator.max_context_tokens.max(config.rollout.subagent.max_context_tokens);
-    let (shape, params, init) = match &sft.init {
-        Some(model) => go_on_from(model, config, &environment, longest as usize)?,
-        None => {
-            let shape = sft.shape(environment.dialect.vocab_size(), longest as usize);
-            shape.validate().map_err(parl_rollout::RolloutError::from)?;
-            let params = initial(&shape, config.run.seed);
-            (shape, params, Value::Null)
-        }
+    let (shape, params, init) = if let Some(model) = &sft.init {
+        go_on_from(model, config, &environment, longest as usize)?
+    } else {
+        let shape = sft.shape(environment.dialect.vocab_size(), longest as usize);
+        shape.validate().map_err(parl_rollout::RolloutError::from)?;
+        let params = initial(&shape, config.run.seed);
+        (shape, params, Value::Null)
     };
     let threads = match sft.threads {
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),

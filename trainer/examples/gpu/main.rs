@@ -1,0 +1,63 @@
+//! Our side of scripts/bench/gpu: `gpu decode|update|share|learner SHAPE cpu|cuda f32|bf16`, random weights of a named
+//! shape, one JSON line.
+#![expect(clippy::print_stdout, reason = "the line is the program's output")]
+
+mod measure;
+mod sizes;
+
+use parl_kernels::backend::Backend;
+use parl_kernels::cpu::CpuBackend;
+use parl_kernels::cuda::CudaBackend;
+use parl_kernels::cuda::cache::InMemory;
+use parl_kernels::cuda::card::Card;
+use parl_kernels::cuda::step::Limits;
+use parl_kernels::weights::Dtype;
+use parl_trainer::learner::Place;
+use sizes::Sizes;
+
+type Failure = Box<dyn std::error::Error>;
+
+/// Of the card's memory, what libtorch may take; the rest is for keys and values.
+const SHARE: f64 = 0.6;
+
+/// Where it all happens, as a run has it: engine and learner on one stream.
+fn machine(device: &str, dtype: Dtype, sizes: &Sizes) -> Result<(Place, Box<dyn Backend>), Failure> {
+    match device {
+        "cpu" => Ok((Place::cpu(dtype), Box::new(CpuBackend::default()))),
+        "cuda" => {
+            let mut card = Card::open(0, Box::<InMemory>::default())?;
+            Place::find_card()?;
+            let place = Place::card(dtype, SHARE)?;
+            place.lend_stream(&mut card)?;
+            let limits = Limits { tokens: sizes.step_tokens as usize, rows: sizes.rows() };
+            Ok((place, Box::new(CudaBackend::new(card, limits)?)))
+        }
+        other => Err(format!("`{other}` is none of cpu, cuda").into()),
+    }
+}
+
+fn main() -> Result<(), Failure> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [mode, shape, device, dtype] = arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] else {
+        return Err("give decode|update|share|learner, a shape, cpu|cuda, f32|bf16".into());
+    };
+    let dtype = match dtype {
+        "f32" => Dtype::F32,
+        "bf16" => Dtype::Bf16,
+        other => return Err(format!("`{other}` is none of f32, bf16").into()),
+    };
+    let sizes = Sizes::of(shape)?;
+    let side = || -> Result<measure::Side, Failure> {
+        let (place, backend) = machine(device, dtype, &sizes)?;
+        measure::Side::new(&sizes, place, backend)
+    };
+    let line = match mode {
+        "decode" => side()?.decode()?,
+        "update" => side()?.update()?,
+        "share" => side()?.share()?,
+        "learner" => side()?.learner()?,
+        other => return Err(format!("`{other}` is none of decode, update, share, learner").into()),
+    };
+    println!("{line}");
+    Ok(())
+}
