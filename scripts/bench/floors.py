@@ -2,6 +2,8 @@
 from dataclasses import dataclass
 
 F32 = 4
+# Less than this stays in a cache from one pass to the next, as our backend has it too.
+CACHED_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,14 @@ def passed(shape, tokens, drawn, keys):
 
 
 def sampling(shape, sequences, prompts, prompt_tokens, new_tokens, element_bytes):
-    """Prompts once a group, then a token of every sequence a pass; each pass reads the weights and all keys and values."""
+    """Prompts once a group, then a token of every sequence a pass; each pass reads the weights and all keys and values,
+    where no cache holds them."""
     prefill = passed(shape, prompts * prompt_tokens, prompts, prompt_tokens / 2)
     layers, head = parameters(shape)
     context = prompt_tokens + new_tokens / 2
     kv = 2 * shape["kv_heads"] * shape["head_dim"] * shape["layers"] * F32
-    one = passed(shape, sequences, sequences, context) + Cost(bytes=(layers + head) * element_bytes + sequences * context * kv)
+    read = (layers + head) * element_bytes + sequences * context * kv
+    one = passed(shape, sequences, sequences, context) + Cost(bytes=read if read > CACHED_BYTES else 0)
     # The first token of each comes from the prompt's pass.
     return prefill, one.times(new_tokens - 1)
 

@@ -1,20 +1,18 @@
 //! Our side of the comparison: the engine and the learner that a run has, on given tokens.
 
-use std::collections::HashMap;
 use std::time::Instant;
 
-use half::bf16;
 use parl_kernels::backend::{Sampling, SetId};
 use parl_kernels::cpu::CpuBackend;
 use parl_kernels::rng::{RngKey, Stream};
-use parl_kernels::weights::WeightSet;
+use parl_kernels::weights::Dtype;
 use parl_rewards::advantage::{Rule, group_advantages};
 use parl_rollout::engine::{Completion, Engine, EngineConfig, Request, RequestId};
 use parl_trainer::learner::config::LearnerConfig;
-use parl_trainer::learner::{Learner, Objective, Sample, StepReport, initial};
+use parl_trainer::learner::{Learner, Objective, Place, Sample, StepReport, initial};
 use serde::Serialize;
 
-use crate::work::{Dtype, Work};
+use crate::work::{self, Work};
 
 /// The trained set of a run.
 const SET: SetId = SetId(0);
@@ -94,7 +92,12 @@ impl Side {
     pub fn new(work: Work) -> Result<Self, Failure> {
         let config = LearnerConfig::default();
         let params = initial(&work.shape, SEED);
-        let mut learner = Learner::new(work.shape.clone(), params, config.optimizer(), work.threads)?;
+        let dtype = match work.dtype {
+            work::Dtype::F32 => Dtype::F32,
+            work::Dtype::Bf16 => Dtype::Bf16,
+        };
+        let (place, shape) = (Place::cpu(dtype), work.shape.clone());
+        let mut learner = Learner::at(place, shape, params, config.optimizer(), work.threads)?;
         learner.grad_clip = config.grad_clip;
         learner.micro_batch_tokens = config.micro_batch_tokens as usize;
         let engine = Engine::new(Box::new(CpuBackend::default()), EngineConfig::default())?;
@@ -104,23 +107,15 @@ impl Side {
     }
 
     fn publish(&mut self) -> Result<(), Failure> {
-        let lease = self.learner.lease()?;
-        let weights = match self.work.dtype {
-            Dtype::F32 => lease,
-            Dtype::Bf16 => rounded(&lease)?,
-        };
-        self.engine.install(SET, weights)?;
+        self.engine.install(SET, self.learner.lease()?)?;
         Ok(())
     }
 
     /// Does repetition `index` of the work; past the last one it begins anew.
     ///
     /// # Errors
-    /// What engine and learner fail with; a work without repetitions; learning in bf16.
+    /// What engine and learner fail with; a work without repetitions.
     pub fn repeat(&mut self, mode: Mode, index: usize) -> Result<Done, Failure> {
-        if self.work.dtype == Dtype::Bf16 && matches!(mode, Mode::Step | Mode::Learner) {
-            return Err("the learner computes in f32 only".into());
-        }
         let mut done = Done::default();
         // Prepared beforehand, since a run has them: log-probs were recorded when the tokens were drawn.
         let given = if mode == Mode::Learner { self.given(index)? } else { Vec::new() };
@@ -232,20 +227,6 @@ impl Work {
 
 fn nth<T>(all: &[T], index: usize) -> Result<&T, Failure> {
     all.get(index % all.len().max(1)).ok_or_else(|| "the work has no repetitions".into())
-}
-
-/// The weights in bf16. A run's engine reads the learner's f32; the kernels take both.
-fn rounded(lease: &WeightSet) -> Result<WeightSet, Failure> {
-    let tensors: HashMap<String, Vec<bf16>> = lease
-        .shape()
-        .tensors()
-        .into_iter()
-        .filter_map(|(name, _)| {
-            let values = lease.f32(&name)?.iter().copied().map(bf16::from_f32).collect();
-            Some((name, values))
-        })
-        .collect();
-    Ok(WeightSet::from_bf16(lease.shape().clone(), lease.version(), tensors)?)
 }
 
 /// The mean of a completion's ids over the vocabulary: cheap, and hardly ever equal within a group, so that no sample
