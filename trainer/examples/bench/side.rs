@@ -9,7 +9,7 @@ use parl_kernels::cpu::CpuBackend;
 use parl_kernels::rng::{RngKey, Stream};
 use parl_kernels::weights::WeightSet;
 use parl_rewards::advantage::{Rule, group_advantages};
-use parl_rollout::engine::{Completion, Engine, EngineConfig, Request, RequestId};
+use parl_rollout::engine::{Begun, Completion, Engine, EngineConfig, Request, RequestId};
 use parl_trainer::learner::config::LearnerConfig;
 use parl_trainer::learner::{Learner, Objective, Sample, StepReport, initial};
 use serde::Serialize;
@@ -159,6 +159,7 @@ impl Side {
                 id: RequestId(number as u64),
                 set: SET,
                 prompt: prompts[number / group].clone(),
+                begun: Begun::default(),
                 max_new_tokens: self.work.new_tokens,
                 // Every sequence gets its exact number of tokens.
                 stop: Vec::new(),
