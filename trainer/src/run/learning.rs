@@ -323,6 +323,21 @@ mod tests {
     }
 
     #[test]
+    fn what_older_weights_drew_is_stale_and_is_told() {
+        let (config, _, mut batch, mut learning) = scripted_tasks(2);
+        for record in &mut batch.records[2..] {
+            record.scored.as_mut().unwrap().advantage = Some(0.0);
+        }
+        let fresh = learning.learn(&config, 0, &batch, &|_, _| {}).unwrap();
+        let late = learning.learn(&config, 1, &batch, &|_, _| {}).unwrap();
+        let told = |learned: &Learned| (learned.staleness.mean(), learned.staleness.max);
+        assert_eq!([told(&fresh), told(&late)], [(0.0, 0), (1.0, 1)]);
+        // The second group teaches τ's square alone, which pulls at nothing before the weights have moved.
+        let trained = |learned: &Learned| learned.report.unwrap().trained_tokens as u64;
+        assert!(trained(&fresh) < fresh.staleness.tokens && trained(&late) == late.staleness.tokens);
+    }
+
+    #[test]
     fn a_refused_update_costs_its_part_alone() {
         let (mut config, mut policy, good, mut learning) = scripted_tasks(2);
         let (_, _, mut bad, mut other) = scripted_tasks(2);
