@@ -117,17 +117,35 @@ pub struct BudgetConfig {
     pub max_assignments: u32,
 }
 
+/// Whether rollouts and updates take turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RolloutMode {
+    /// All episodes of a step end, then it is learned from, then the next step's begin under the new weights.
+    #[default]
+    Sync,
+    /// While a step is learned from, the episodes of the next ones go on, some of them over several updates: each token
+    /// is of the weights that drew it.
+    Async,
+}
+
 /// Rollouts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RolloutConfig {
+    /// Whether rollouts and updates take turns.
+    pub mode: RolloutMode,
+    /// In async mode: weight versions that a token may be behind the one whose update it trains. Episodes begin no sooner
+    /// than keeps this bound, so that none is thrown away. `null` lets rollouts be two steps ahead of the learner.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_staleness: Option<u32>,
     /// Tasks of a training step.
     #[schemars(range(min = 1, max = 100_000))]
     pub tasks_per_step: u32,
     /// Episodes of each task: the group that an advantage is taken in.
     #[schemars(range(min = 1, max = 10000))]
     pub group_size: u32,
-    /// Episodes under way at once.
+    /// Episodes under way at once; in async mode never more than a step has.
     #[schemars(range(min = 1, max = 100_000))]
     pub max_concurrent_episodes: u32,
     /// The orchestrator.
@@ -217,6 +235,8 @@ impl Default for BudgetConfig {
 impl Default for RolloutConfig {
     fn default() -> Self {
         Self {
+            mode: RolloutMode::Sync,
+            max_staleness: None,
             tasks_per_step: 8,
             group_size: 8,
             max_concurrent_episodes: 256,
@@ -250,6 +270,11 @@ impl RolloutConfig {
             }
         }
         faults.extend(self.subagent.issues());
+        if let (RolloutMode::Sync, Some(bound)) = (self.mode, self.max_staleness) {
+            let message =
+                format!("{bound} has no effect in sync mode: set rollout.mode to async or leave it out");
+            faults.push(("max_staleness".to_owned(), message));
+        }
         if self.budget.max_concurrent > self.budget.max_assignments {
             let message = format!(
                 "{} is above budget.max_assignments ({})",

@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "clippy.toml: tests write files as they like")]
 
 pub mod synthetic;
+pub mod tiny;
 
 use std::fs::{self, File};
 use std::io::{Error, ErrorKind};

@@ -9,62 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
-use parl_tests::{Folder, Outcome, root};
+use parl_tests::tiny::{SMALL, TASKS, canonical, run, run_under, state, with_model};
+use parl_tests::{Folder, root};
 use serde_json::Value;
-
-/// Short contexts keep an unskilled model's episodes short; word F1 against a long answer tells its babble apart.
-const TASKS: [&str; 3] = ["tasks.type=dataset", "tasks.tasks=tasks.jsonl", "tasks.corpus=corpus.jsonl"];
-const SMALL: [&str; 7] = [
-    "rollout.tasks_per_step=2",
-    "rollout.group_size=4",
-    "rollout.orchestrator.max_new_tokens=24",
-    "rollout.orchestrator.max_context_tokens=96",
-    "rollout.orchestrator.max_turns=2",
-    "rollout.subagent.policy={type: scripted, script: serial}",
-    "run.max_steps=4",
-];
-
-/// A folder with tasks and a tiny model that has learned little more than to end its turns.
-fn with_model() -> Folder {
-    let folder = Folder::new().unwrap();
-    let words =
-        "the is in of has and a record as we know with its for no none guild members start document note";
-    let row = |i: u32| {
-        format!("{{\"id\": \"t{i}\", \"prompt\": \"n{i}\", \"answer\": \"{words}\", \"metric\": \"f1\"}}\n")
-    };
-    folder.file("tasks.jsonl", &(1..20).map(row).collect::<String>()).unwrap();
-    folder.file("corpus.jsonl", "{\"doc_id\": \"1\", \"title\": \"t\", \"text\": \"x\"}\n").unwrap();
-    let small =
-        ["sft.steps=80", "sft.episodes_per_step=8", "sft.hidden=64", "sft.layers=1", "sft.drill_share=0.0"];
-    let made = folder.trainer(&[&["sft", "--out", "model"][..], &small, &TASKS].concat()).unwrap();
-    assert_eq!(made.code, 0, "{}", made.err);
-    folder
-}
-
-fn run(folder: &Folder, name: &str, more: &[&str]) -> Outcome {
-    run_under(folder, &[], name, more)
-}
-
-fn run_under(folder: &Folder, variables: &[(&str, &str)], name: &str, more: &[&str]) -> Outcome {
-    let model = "rollout.orchestrator.policy={type: local, model: model, temperature: 1.0}";
-    let fixed = ["run", "--run-dir", name, model, "run.final_eval_tasks=0"];
-    folder.trainer_under(variables, &[&fixed[..], &TASKS, &SMALL, more].concat()).unwrap()
-}
-
-/// The bytes of the weights and of the optimizer after `step` steps.
-fn state(run: &Path, step: u32) -> Vec<u8> {
-    fs::read(run.join(format!("checkpoints/step_{step:06}/trainer_state.safetensors"))).unwrap()
-}
-
-fn canonical(run: &Path) -> Vec<String> {
-    (0..4)
-        .map(|step| {
-            let path = run.join(format!("trajectories/v1/manifests/step_{step:06}.json"));
-            let manifest: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
-            manifest["canonical_blake3"].as_str().unwrap().to_owned()
-        })
-        .collect()
-}
 
 #[test]
 fn a_run_interrupted_at_any_step_and_resumed_has_the_bits_of_one_that_was_not() {

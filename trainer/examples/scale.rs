@@ -15,7 +15,7 @@ use parl_kernels::shape::ModelShape;
 use parl_kernels::weights::WeightSet;
 use parl_rollout::RolloutError;
 use parl_rollout::dialect::{Call, Dialect, Role};
-use parl_rollout::engine::{Engine, EngineConfig, Request, RequestId};
+use parl_rollout::engine::{Begun, Engine, EngineConfig, Request, RequestId};
 use parl_rollout::policy::scripted::Script;
 use parl_rollout::policy::{AgentRef, Identity, Policy, TurnRequest};
 use parl_rollout::swarm::driver::{self, Stage};
@@ -87,7 +87,7 @@ fn turn(ids: Vec<u32>, now: Moment) -> Turn {
 }
 
 impl Policy for Hundred {
-    fn identity(&self, _: Seat) -> Identity {
+    fn identity(&self, _: Seat, _: usize) -> Identity {
         Identity { name: "scale".into(), trainable: false }
     }
     fn submit(&mut self, request: TurnRequest<'_>) -> Result<(), RolloutError> {
@@ -113,8 +113,8 @@ impl Policy for Hundred {
 }
 
 impl Policy for Slow {
-    fn identity(&self, seat: Seat) -> Identity {
-        self.policy.identity(seat)
+    fn identity(&self, seat: Seat, number: usize) -> Identity {
+        self.policy.identity(seat, number)
     }
     fn submit(&mut self, request: TurnRequest<'_>) -> Result<(), RolloutError> {
         self.keys.entry(request.who).or_insert((request.key, 0)).1 += 1;
@@ -198,13 +198,13 @@ fn hundred(environment: &Environment) -> Result<Value, Failure> {
     rules.subagent.max_context_tokens = 20_000;
     rules.subagent.max_turns = 100;
     let mut policy = Hundred { dialect: Arc::clone(&environment.dialect), ready: Vec::new() };
-    run(environment, &rules, &mut policy, environment.heldout_specs(1))
+    run(environment, &rules, &mut policy, environment.heldout_specs(1, 0))
 }
 
 fn thousand(environment: &Environment) -> Result<Value, Failure> {
     let policy = seats::experts(environment, Script::Parallel);
     let mut policy = Slow { policy, tick: 0, keys: HashMap::new(), later: Vec::new() };
-    run(environment, &environment.rules, &mut policy, environment.heldout_specs(EPISODES))
+    run(environment, &environment.rules, &mut policy, environment.heldout_specs(EPISODES, 0))
 }
 
 /// The default run's model, with weights that know nothing.
@@ -252,6 +252,7 @@ fn contexts(agents: u64, shared: bool) -> impl Iterator<Item = Request> {
             stop: Vec::new(),
             sampling: Sampling { temperature: 1.0, top_k: 0, top_p: 1.0 },
             key: RngKey { seed: 0, stream: Stream::Sample, episode: 0, agent: agent as u32 },
+            begun: Begun::default(),
             deadline_ticks: 0,
         }
     })
@@ -315,6 +316,7 @@ fn overhead() -> Result<Value, Failure> {
                     stop: Vec::new(),
                     sampling: Sampling { temperature: 1.0, top_k: 0, top_p: 1.0 },
                     key: RngKey { seed: round, stream: Stream::Sample, episode: agent, agent: 0 },
+                    begun: Begun::default(),
                     deadline_ticks: 0,
                 })?;
             }

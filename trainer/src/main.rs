@@ -19,7 +19,7 @@ use parl_trainer::report::report;
 use parl_trainer::report::source::Source;
 use parl_trainer::report::watch::Watch;
 use parl_trainer::run::environment::Environment;
-use parl_trainer::run::eval::{self, Row, print_table};
+use parl_trainer::run::eval::{self, HeldOut, Row, print_table};
 use parl_trainer::run::folder::Used;
 use parl_trainer::run::seats::{Seats, configured};
 use parl_trainer::run::stored::StoredRun;
@@ -150,8 +150,8 @@ fn eval_command(args: &EvalArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     for note in notes.iter().filter(|_| !args.json) {
         writeln!(out, "{note}")?;
     }
-    policy.relieve(config.rollout.subagent.number_at(u64::MAX));
-    let records = eval::episodes(config, &environment, policy.as_mut(), args.tasks, args.lift_budget)?;
+    let held_out = HeldOut { tasks: args.tasks, lift_budget: args.lift_budget, step: u64::MAX };
+    let records = eval::episodes(config, &environment, policy.as_mut(), held_out)?;
     if let Some(keeper) = keeper {
         keeper.keep(config, &environment, policy.as_ref(), &records)?;
     }

@@ -8,7 +8,7 @@ mod scheduler;
 mod sequence;
 
 pub use scheduler::Stats;
-pub use sequence::{Completion, Finish, Request, RequestId};
+pub use sequence::{Begun, Completion, Finish, Request, RequestId};
 
 use parl_kernels::backend::{Backend, InstallReport, SetId};
 use parl_kernels::weights::WeightSet;
@@ -80,9 +80,15 @@ impl Engine {
         self.max_positions.remove(&set);
     }
 
-    /// Drops a set's cached prefixes; those that sequences hold stay.
-    pub fn forget(&mut self, set: SetId) {
-        self.scheduler.forget(set);
+    /// Puts all that runs back into the queue, in its order, to compute its KV anew, and drops every cached prefix:
+    /// what follows depends on nothing but what [`Engine::under_way`] tells, and on the weights.
+    pub fn park(&mut self) {
+        self.scheduler.park();
+    }
+
+    /// All that is under way with what is drawn of it, in the order in which it is served.
+    pub fn under_way(&self) -> Vec<(RequestId, Begun)> {
+        self.scheduler.under_way()
     }
 
     /// The version of a set.
@@ -94,7 +100,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`RolloutError::Internal`] for a request that can never be served: an empty context, one that is longer than
-    /// the model or all KV blocks can hold, unknown weights, an id in use.
+    /// the model or all KV blocks can hold, one that is drawn to its end, unknown weights, an id in use.
     pub fn submit(&mut self, request: Request) -> Result<(), RolloutError> {
         let refuse = |text: String| Err(RolloutError::Internal(format!("request {}: {text}", request.id.0)));
         let Some(positions) = self.max_positions.get(&request.set) else {
@@ -109,6 +115,14 @@ impl Engine {
             return refuse(format!(
                 "{length} tokens are more than the model ({positions}) or the KV blocks ({capacity}) hold"
             ));
+        }
+        let begun = &request.begun;
+        let ended = begun.ids.iter().any(|id| request.stop.contains(id));
+        if begun.ids.len() >= request.max_new_tokens as usize
+            || begun.ids.len() != begun.logprobs.len()
+            || ended
+        {
+            return refuse("what is drawn of it is no beginning".to_owned());
         }
         if self.scheduler.holds(request.id) {
             return refuse("its id is in use".to_owned());

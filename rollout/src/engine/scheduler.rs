@@ -9,7 +9,7 @@ use parl_kernels::backend::{Draw, Output, Plan, PlanGroup, PlanRow, SetId};
 
 use super::EngineConfig;
 use super::blocks::{BlockKey, Blocks};
-use super::sequence::{Completion, Finish, Request, RequestId, Sequence};
+use super::sequence::{Begun, Completion, Finish, Request, RequestId, Sequence};
 
 /// Counters since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -72,9 +72,20 @@ impl Scheduler {
         }
     }
 
-    /// Drops a set's cached prefixes.
-    pub fn forget(&mut self, set: SetId) {
-        self.blocks.forget(set);
+    /// Puts all that runs back into the queue, in its order, and drops every cached prefix.
+    pub fn park(&mut self) {
+        for id in self.running.clone().into_iter().rev() {
+            self.give_back(id);
+        }
+        for set in self.versions.keys() {
+            self.blocks.forget(*set);
+        }
+    }
+
+    /// All that is under way, in the order in which it is served.
+    pub fn under_way(&self) -> Vec<(RequestId, Begun)> {
+        let begun = |id: &RequestId| Some((*id, self.sequences.get(id)?.begun(self.tick)));
+        self.running.iter().chain(&self.waiting).filter_map(begun).collect()
     }
 
     pub fn version(&self, set: SetId) -> Option<u64> {
@@ -117,9 +128,8 @@ impl Scheduler {
 
     /// Ends what is out of time.
     pub fn expire(&mut self) -> Vec<Completion> {
-        let late = |s: &Sequence| {
-            s.request.deadline_ticks > 0 && self.tick >= s.submitted_tick + s.request.deadline_ticks
-        };
+        let late =
+            |s: &Sequence| s.request.deadline_ticks > 0 && s.age(self.tick) >= s.request.deadline_ticks;
         let mut ids: Vec<RequestId> =
             self.sequences.values().filter(|s| late(s)).map(|s| s.request.id).collect();
         ids.sort_unstable();

@@ -2,12 +2,27 @@
 
 use parl_kernels::backend::{BlockId, Sampling, SetId};
 use parl_kernels::rng::RngKey;
+use serde::{Deserialize, Serialize};
 
 use super::blocks::{ContentId, ROOT};
 
 /// Names a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub u64);
+
+/// What is drawn of a request that is not complete.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Begun {
+    /// Drawn tokens.
+    pub ids: Vec<u32>,
+    /// Their log-probs.
+    pub logprobs: Vec<f32>,
+    /// Runs of one weight version over `ids`: `(start, end, version)`.
+    pub versions: Vec<(u32, u32, u64)>,
+    /// Ticks since it was submitted.
+    pub waited: u64,
+}
 
 /// A context to go on with.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,7 +33,9 @@ pub struct Request {
     pub set: SetId,
     /// The whole context, at least one token.
     pub prompt: Vec<u32>,
-    /// Tokens to draw at most.
+    /// What was drawn after it earlier; fewer tokens than may be.
+    pub begun: Begun,
+    /// Tokens to draw at most, those of `begun` included.
     pub max_new_tokens: u32,
     /// Drawing one of these ends it.
     pub stop: Vec<u32>,
@@ -73,21 +90,25 @@ pub(super) struct Sequence {
     /// Contents of the blocks that are published, in order.
     pub contents: Vec<ContentId>,
     pub submitted_tick: u64,
+    /// Ticks that it had waited by then, in another engine.
+    pub waited: u64,
     pub first_tick: Option<u64>,
     pub cached_tokens: u32,
 }
 
 impl Sequence {
-    pub fn new(request: Request, tick: u64) -> Self {
+    pub fn new(mut request: Request, tick: u64) -> Self {
+        let begun = std::mem::take(&mut request.begun);
         Self {
-            tokens: request.prompt.clone(),
+            tokens: [request.prompt.as_slice(), &begun.ids].concat(),
             request,
-            logprobs: Vec::new(),
-            versions: Vec::new(),
+            logprobs: begun.logprobs,
+            versions: begun.versions,
             computed: 0,
             blocks: Vec::new(),
             contents: Vec::new(),
             submitted_tick: tick,
+            waited: begun.waited,
             first_tick: None,
             cached_tokens: 0,
         }
@@ -118,6 +139,20 @@ impl Sequence {
             Some(last) if drawn > 0 && self.request.stop.contains(last) => Some(Finish::Stop),
             _ if drawn as u32 >= self.request.max_new_tokens => Some(Finish::Length),
             _ => None,
+        }
+    }
+
+    /// Ticks since it was submitted, as of `tick`.
+    pub fn age(&self, tick: u64) -> u64 {
+        self.waited + tick - self.submitted_tick
+    }
+
+    pub fn begun(&self, tick: u64) -> Begun {
+        Begun {
+            ids: self.tokens[self.request.prompt.len()..].to_vec(),
+            logprobs: self.logprobs.clone(),
+            versions: self.versions.clone(),
+            waited: self.age(tick),
         }
     }
 

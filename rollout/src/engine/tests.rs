@@ -130,6 +130,7 @@ fn request(id: u64, set: u32, prompt: Vec<u32>, max_new_tokens: u32) -> Request 
         id: RequestId(id),
         set: SetId(set),
         prompt,
+        begun: Begun::default(),
         max_new_tokens,
         stop: vec![31],
         sampling: Sampling { temperature: 1.0, top_k: 0, top_p: 1.0 },
@@ -314,6 +315,60 @@ fn ten_thousand_random_schedules_lose_no_block() {
         settle(drain(&mut engine).into_values().collect(), &mut open, versions);
         assert!(open.is_empty(), "seed {seed}: {open:?}");
     }
+}
+
+/// What is drawn must not depend on whether the process went on or another took over, nor when which sequence is done.
+#[test]
+fn what_is_under_way_goes_on_in_another_engine_as_it_would_have() {
+    let (mut begun, mut mixed) = (0, 0);
+    for seed in 0..500u64 {
+        let key = RngKey { seed, stream: Stream::Shuffle, episode: 1, agent: 0 };
+        let mut counter = 0;
+        let mut below = |n: u32| {
+            counter += 1;
+            key.block(counter)[0] % n
+        };
+        let size = (8 + below(12), 1 + below(20));
+        let (mut kept, _) = engine(size.0, size.1);
+        let mut requests: HashMap<RequestId, Request> = HashMap::new();
+        for version in 2..5 {
+            for _ in 0..below(9) {
+                let (length, deadline_ticks) = (1 + below(12), u64::from(below(2) * below(40)));
+                let prompt = (0..length).map(|_| below(2)).collect();
+                let id = requests.len() as u64;
+                let request = Request { deadline_ticks, ..request(id, below(2), prompt, 1 + below(16)) };
+                kept.submit(request.clone()).unwrap();
+                requests.insert(request.id, request);
+            }
+            for _ in 0..below(15) {
+                kept.tick().unwrap();
+            }
+            kept.park();
+            kept.install(SetId(0), weights(version)).unwrap();
+            kept.check_integrity().unwrap();
+        }
+        let (mut fresh, _) = engine(size.0, size.1);
+        fresh.install(SetId(0), weights(4)).unwrap();
+        for (id, drawn) in kept.under_way() {
+            begun += usize::from(!drawn.ids.is_empty());
+            fresh.submit(Request { begun: drawn, ..requests[&id].clone() }).unwrap();
+        }
+        assert_eq!(kept.under_way(), fresh.under_way());
+        while !kept.is_idle() {
+            let [a, b] = [&mut kept, &mut fresh].map(|engine| {
+                let done = engine.tick().unwrap().into_iter();
+                done.map(|c| (c.id, c.ids, c.logprobs, c.versions, c.finish)).collect::<Vec<_>>()
+            });
+            assert_eq!(a, b, "seed {seed}");
+            mixed += a.iter().filter(|done| done.3.len() > 1).count();
+        }
+        assert!(fresh.is_idle());
+    }
+    assert!(begun > 500 && mixed > 100, "{begun} {mixed}");
+    let (mut engine, _) = engine(8, 10);
+    let over = Begun { ids: vec![3, 31], logprobs: vec![0.0; 2], ..Begun::default() };
+    let error = engine.submit(Request { begun: over, ..request(0, 0, vec![1], 9) }).unwrap_err().to_string();
+    assert!(error.contains("no beginning"), "{error}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use parl_kernels::weights::WeightSet;
 
 use super::{AgentRef, Identity, Policy, TurnRequest};
 use crate::RolloutError;
-use crate::engine::{Completion, Engine, Finish, Request, RequestId, Stats};
+use crate::engine::{Begun, Completion, Engine, Finish, Request, RequestId, Stats};
 use crate::swarm::{Moment, Seat, Turn, TurnEnd};
 
 /// How a seat draws.
@@ -26,8 +26,6 @@ pub struct Local {
     engine: Engine,
     orchestrator: SeatDraw,
     subagents: Vec<SeatDraw>,
-    /// Which of them draws.
-    on_duty: usize,
     end: u32,
     deadline_ticks: u64,
     open: HashMap<RequestId, (AgentRef, f32)>,
@@ -39,8 +37,8 @@ pub struct Local {
 }
 
 impl Local {
-    /// Seats on `engine`, whose weight sets are installed. The first of `subagents` draws until it is relieved; where
-    /// there is none, the orchestrator's draw serves both seats. `end` ends a turn; a turn that takes more than
+    /// Seats on `engine`, whose weight sets are installed. Each request says which of `subagents` draws it; where there
+    /// is none, the orchestrator's draw serves both seats. `end` ends a turn; a turn that takes more than
     /// `deadline_ticks` ends unfinished (0 waits for ever).
     pub fn new(
         engine: Engine,
@@ -53,7 +51,6 @@ impl Local {
             engine,
             orchestrator,
             subagents,
-            on_duty: 0,
             end,
             deadline_ticks,
             open: HashMap::new(),
@@ -64,10 +61,11 @@ impl Local {
         }
     }
 
-    fn seat(&self, seat: Seat) -> &SeatDraw {
+    fn seat(&self, seat: Seat, number: usize) -> &SeatDraw {
+        let subagent = || self.subagents.get(number).or(self.subagents.last());
         match seat {
             Seat::Orchestrator => &self.orchestrator,
-            Seat::Subagent => self.subagents.get(self.on_duty).unwrap_or(&self.orchestrator),
+            Seat::Subagent => subagent().unwrap_or(&self.orchestrator),
         }
     }
 
@@ -104,12 +102,12 @@ impl Local {
 }
 
 impl Policy for Local {
-    fn identity(&self, seat: Seat) -> Identity {
-        self.seat(seat).identity.clone()
+    fn identity(&self, seat: Seat, number: usize) -> Identity {
+        self.seat(seat, number).identity.clone()
     }
 
     fn submit(&mut self, request: TurnRequest<'_>) -> Result<(), RolloutError> {
-        let seat = self.seat(request.seat);
+        let seat = self.seat(request.seat, request.subagents);
         let (set, temperature) = (seat.set, seat.temperature);
         let id = RequestId(self.next);
         self.next += 1;
@@ -117,6 +115,7 @@ impl Policy for Local {
             id,
             set,
             prompt: request.context.to_vec(),
+            begun: request.begun.cloned().unwrap_or_default(),
             max_new_tokens: request.max_new_tokens,
             stop: vec![self.end],
             sampling: Sampling { temperature, top_k: 0, top_p: 1.0 },
@@ -146,24 +145,23 @@ impl Policy for Local {
     }
 
     fn publish(&mut self, seat: Seat, weights: WeightSet) -> Result<(), RolloutError> {
-        let set = self.seat(seat).set;
+        let set = self.seat(seat, 0).set;
         self.engine.install(set, weights)?;
         Ok(())
     }
 
     fn give_back(&mut self, seat: Seat) {
-        let set = self.seat(seat).set;
+        let set = self.seat(seat, 0).set;
         self.engine.release(set);
     }
 
     fn forget(&mut self) {
-        for draw in std::iter::once(&self.orchestrator).chain(&self.subagents) {
-            self.engine.forget(draw.set);
-        }
+        self.engine.park();
     }
 
-    fn relieve(&mut self, number: usize) {
-        self.on_duty = number.min(self.subagents.len().saturating_sub(1));
+    fn under_way(&self) -> Vec<(AgentRef, Begun)> {
+        let known = |(id, begun)| Some((self.open.get(&id)?.0, begun));
+        self.engine.under_way().into_iter().filter_map(known).collect()
     }
 
     fn set_temperature(&mut self, seat: Seat, temperature: f32) {

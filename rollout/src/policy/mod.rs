@@ -8,6 +8,7 @@ use parl_kernels::rng::RngKey;
 use parl_kernels::weights::WeightSet;
 
 use crate::RolloutError;
+use crate::engine::Begun;
 use crate::swarm::{Message, Moment, Seat, Turn};
 use crate::tasks::Task;
 
@@ -36,13 +37,17 @@ pub struct TurnRequest<'a> {
     pub who: AgentRef,
     /// Its seat.
     pub seat: Seat,
+    /// Which of the policies that the config names for the sub-agents draws the turns of the episode's.
+    pub subagents: usize,
     /// The episode's task, with its decomposition; scripted policies alone may look at it.
     pub task: &'a Task,
     /// The transcript.
     pub messages: &'a [Message],
     /// The whole context in ids, the turn's opening included.
     pub context: &'a [u32],
-    /// Tokens that may be drawn.
+    /// What is drawn of the turn already, where it goes on after an interruption; scripts begin anew.
+    pub begun: Option<&'a Begun>,
+    /// Tokens that may be drawn, those of `begun` included.
     pub max_new_tokens: u32,
     /// Whether only an answer will be accepted.
     pub forced_answer: bool,
@@ -53,8 +58,8 @@ pub struct TurnRequest<'a> {
 /// Draws turns. Requests are taken in at once and answered on some later tick, each exactly once unless it is
 /// cancelled.
 pub trait Policy: Send {
-    /// Who sits in `seat`.
-    fn identity(&self, seat: Seat) -> Identity;
+    /// Who sits in `seat`; of the policies that the config names for the sub-agents, the `number`-th.
+    fn identity(&self, seat: Seat, number: usize) -> Identity;
 
     /// Asks for a turn.
     ///
@@ -71,7 +76,8 @@ pub trait Policy: Send {
     /// When the machinery itself breaks; a turn that failed is no error but `TurnEnd::Failed`.
     fn tick(&mut self, now: Moment) -> Result<Vec<(AgentRef, Turn)>, RolloutError>;
 
-    /// Takes in new weights for a seat; policies without weights have nothing to do.
+    /// Takes in new weights for a seat, under which its turns under way go on; policies without weights have nothing to
+    /// do.
     ///
     /// # Errors
     /// When the weights are refused; the old ones are then still in use.
@@ -83,12 +89,16 @@ pub trait Policy: Send {
     /// Nothing may be under way.
     fn give_back(&mut self, _seat: Seat) {}
 
-    /// Drops what is only kept to be faster (cached prefixes): what follows does not depend on what came before.
+    /// Drops what is only kept to be faster (cached prefixes, contexts of turns under way): what follows depends on
+    /// nothing but the weights and on what [`Policy::under_way`] tells.
     fn forget(&mut self) {}
 
-    /// From now on the sub-agents' turns are drawn by the `number`-th of the policies that the config names for them;
-    /// those of a seat that has but one stay. Nothing may be under way.
-    fn relieve(&mut self, _number: usize) {}
+    /// Turns under way with what is drawn of each, in the order in which they are served. A request with its `begun` in
+    /// it, made to a fresh policy in this order, goes on as it would have here. Policies that draw a turn at once have
+    /// nothing to tell: the request alone gives the same turn.
+    fn under_way(&self) -> Vec<(AgentRef, Begun)> {
+        Vec::new()
+    }
 
     /// Draws a seat's turns at another temperature from now on.
     fn set_temperature(&mut self, _seat: Seat, _temperature: f32) {}

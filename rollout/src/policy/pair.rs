@@ -4,6 +4,7 @@ use parl_kernels::weights::WeightSet;
 
 use super::{AgentRef, Identity, Policy, TurnRequest};
 use crate::RolloutError;
+use crate::engine::Begun;
 use crate::swarm::{Moment, Seat, Turn};
 
 /// Sends each seat's requests to a policy of its own.
@@ -15,10 +16,10 @@ pub struct Pair {
 }
 
 impl Policy for Pair {
-    fn identity(&self, seat: Seat) -> Identity {
+    fn identity(&self, seat: Seat, number: usize) -> Identity {
         match seat {
-            Seat::Orchestrator => self.orchestrator.identity(seat),
-            Seat::Subagent => self.subagent.identity(seat),
+            Seat::Orchestrator => self.orchestrator.identity(seat, number),
+            Seat::Subagent => self.subagent.identity(seat, number),
         }
     }
 
@@ -58,8 +59,10 @@ impl Policy for Pair {
         self.subagent.forget();
     }
 
-    fn relieve(&mut self, number: usize) {
-        self.subagent.relieve(number);
+    fn under_way(&self) -> Vec<(AgentRef, Begun)> {
+        let mut turns = self.orchestrator.under_way();
+        turns.extend(self.subagent.under_way());
+        turns
     }
 
     fn set_temperature(&mut self, seat: Seat, temperature: f32) {

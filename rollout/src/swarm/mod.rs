@@ -1,9 +1,10 @@
 //! The swarm: one orchestrator, the sub-agents that it makes, and the rules that they work under.
 //!
 //! An [`episode::Episode`] is a pure state machine: events in, actions out, no clock, no model, no tools.
-//! [`driver::run`] is the shell that gives many episodes their turns, tools and ticks.
+//! [`driver::Rollout`] is the shell that gives many episodes their turns, tools and ticks.
 
 mod agent;
+pub mod carried;
 pub mod driver;
 pub mod episode;
 mod finish;
@@ -12,6 +13,8 @@ pub mod observation;
 mod tests;
 
 use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 use crate::dialect::{Call, Mode, Role};
 use crate::tasks::Task;
@@ -104,12 +107,14 @@ pub struct EpisodeSpec {
     pub run_seed: u64,
     /// Number of the episode in the random streams.
     pub stream_id: u64,
+    /// Which of the policies that the config names for the sub-agents draws their turns.
+    pub subagents: usize,
     /// What is asked.
     pub task: Arc<Task>,
 }
 
 /// When something happened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Moment {
     /// Engine ticks since the rollout began.
     pub tick: u64,
@@ -118,7 +123,7 @@ pub struct Moment {
 }
 
 /// Why a turn ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TurnEnd {
     /// The policy drew `<|end|>`.
     Stop,
@@ -131,7 +136,7 @@ pub enum TurnEnd {
 }
 
 /// A turn as a policy gives it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Turn {
     /// Drawn ids, `<|end|>` included where it was drawn.
     pub ids: Vec<u32>,
@@ -171,7 +176,7 @@ pub enum Action {
 }
 
 /// What happened.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Event {
     /// A turn came back.
     Turn {

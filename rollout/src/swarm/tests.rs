@@ -64,7 +64,7 @@ fn task() -> Arc<Task> {
 
 fn spec(task: Arc<Task>, n: u64) -> EpisodeSpec {
     let (episode_id, group_id) = (format!("e{n:04}"), format!("g{n:04}"));
-    EpisodeSpec { episode_id, group_id, env_id: "test".into(), run_seed: 7, stream_id: n, task }
+    EpisodeSpec { episode_id, group_id, env_id: "test".into(), run_seed: 7, stream_id: n, subagents: 0, task }
 }
 
 /// An episode that is told every turn and tool result.
@@ -339,7 +339,7 @@ struct Swarm {
 }
 
 impl Policy for Swarm {
-    fn identity(&self, _: Seat) -> Identity {
+    fn identity(&self, _: Seat, _: usize) -> Identity {
         Identity { name: "test".into(), trainable: false }
     }
     fn submit(&mut self, request: crate::policy::TurnRequest<'_>) -> Result<(), crate::RolloutError> {

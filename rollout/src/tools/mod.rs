@@ -16,7 +16,7 @@ pub struct ToolSpec {
 }
 
 /// What a tool gave back.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToolOutcome {
     /// The observation.
     Ok(String),

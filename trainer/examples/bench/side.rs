@@ -7,7 +7,7 @@ use parl_kernels::cpu::CpuBackend;
 use parl_kernels::rng::{RngKey, Stream};
 use parl_kernels::weights::Dtype;
 use parl_rewards::advantage::{Rule, group_advantages};
-use parl_rollout::engine::{Completion, Engine, EngineConfig, Request, RequestId};
+use parl_rollout::engine::{Begun, Completion, Engine, EngineConfig, Request, RequestId};
 use parl_trainer::learner::config::LearnerConfig;
 use parl_trainer::learner::{Learner, Objective, Place, Sample, StepReport, initial};
 use serde::Serialize;
@@ -154,6 +154,7 @@ impl Side {
                 id: RequestId(number as u64),
                 set: SET,
                 prompt: prompts[number / group].clone(),
+                begun: Begun::default(),
                 max_new_tokens: self.work.new_tokens,
                 // Every sequence gets its exact number of tokens.
                 stop: Vec::new(),
@@ -173,7 +174,7 @@ impl Side {
             *phase += seconds;
         }
         // As between the steps of a run.
-        self.engine.forget(SET);
+        self.engine.park();
         completions.sort_by_key(|c| c.id);
         let begin = Instant::now();
         let samples = samples(prompts, group, &completions, self.work.shape.vocab);

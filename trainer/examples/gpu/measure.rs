@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use parl_kernels::backend::{Backend, Draw, InstallReport, Plan, PlanGroup, PlanRow, Sampling, SetId};
 use parl_kernels::rng::{RngKey, Stream};
-use parl_rollout::engine::{Completion, Engine, EngineConfig, Request, RequestId};
+use parl_rollout::engine::{Begun, Completion, Engine, EngineConfig, Request, RequestId};
 use parl_trainer::learner::config::LearnerConfig;
 use parl_trainer::learner::{Learner, Objective, Place, Sample, initial};
 use serde_json::{Value, json};
@@ -176,7 +176,7 @@ impl Side {
         let mut of = |shared: bool| -> Result<Value, Failure> {
             let (mut seconds, mut computed) = (Vec::new(), 0);
             for _ in 0..TIMES {
-                engine.forget(SET);
+                engine.park();
                 let prompts: Vec<Vec<u32>> = (0..agents)
                     .map(|agent| {
                         let common = tokens(shape.vocab, if shared { 0 } else { 1000 + agent }, prefix);
@@ -253,6 +253,7 @@ fn complete(engine: &mut Engine, prompts: &[Vec<u32>], count: u32) -> Result<Vec
             stop: Vec::new(),
             sampling: SAMPLING,
             key: key(number as u32),
+            begun: Begun::default(),
             deadline_ticks: 0,
         })?;
     }

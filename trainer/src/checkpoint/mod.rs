@@ -1,7 +1,8 @@
 //! Checkpoints: all that a run needs to go on, in one folder whose appearance is the commit.
 //!
 //! `checkpoints/step_000100/` holds the model as Hugging Face lays it out (`hf/`), the learner's exact state
-//! (`trainer_state.safetensors`), where the run stands (`state.json`) and a `MANIFEST` of every file's length and hash.
+//! (`trainer_state.safetensors`), where the run stands (`state.json`), in async mode the episodes under way
+//! (`rollout.json`), and a `MANIFEST` of every file's length and hash.
 //! It is written under another name, synced, and renamed; readers verify the manifest before they parse anything.
 
 mod manifest;
@@ -18,6 +19,7 @@ use manifest::Manifest;
 
 const LEARNER: &str = "trainer_state.safetensors";
 const STATE: &str = "state.json";
+const ROLLOUT: &str = "rollout.json";
 /// The folder of the model inside of a checkpoint.
 pub const MODEL: &str = "hf";
 
@@ -25,7 +27,7 @@ pub const MODEL: &str = "hf";
 const FORMAT: u32 = 1;
 
 /// Where a run stands. Everything that is drawn is keyed by seed, step, episode and position, so the step alone says
-/// where each random stream, the task cursor and the schedules are; no episode is under way between steps.
+/// where each random stream, the task cursor and the schedules are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
@@ -69,6 +71,8 @@ pub struct Checkpoint {
     pub state: State,
     /// The learner's state, if one was trained.
     pub learner: Option<Vec<u8>>,
+    /// Episodes under way, if rollouts are ahead of the learner.
+    pub rollout: Option<Vec<u8>>,
 }
 
 /// The checkpoints of a run.
@@ -117,6 +121,7 @@ impl Checkpoints {
         &self,
         state: &State,
         learner: Option<&Learner>,
+        rollout: Option<&[u8]>,
         tokenizer: &[u8],
         keep_last: u32,
     ) -> Result<(), TrainerError> {
@@ -124,7 +129,7 @@ impl Checkpoints {
         let partial = durable::temporary(&path);
         durable::create_dir(&self.root)?;
         durable::remove(&partial)?;
-        let written = fill(&partial, state, learner, tokenizer);
+        let written = fill(&partial, state, learner, rollout, tokenizer);
         if let Err(error) = written.and_then(|()| Ok(durable::publish(&partial, &path)?)) {
             // Best effort: a full disk gets its room back, and the error that is told is the first one.
             let _ = durable::remove(&partial);
@@ -178,6 +183,7 @@ fn fill(
     folder: &Path,
     state: &State,
     learner: Option<&Learner>,
+    rollout: Option<&[u8]>,
     tokenizer: &[u8],
 ) -> Result<(), TrainerError> {
     durable::create_dir(folder)?;
@@ -191,6 +197,10 @@ fn fill(
         files.extend(durable::names(&hf)?.into_iter().map(|file| format!("{MODEL}/{file}")));
         durable::write_atomic(&folder.join(LEARNER), &learner.save()?)?;
         files.push(LEARNER.to_owned());
+    }
+    if let Some(rollout) = rollout {
+        durable::write_atomic(&folder.join(ROLLOUT), rollout)?;
+        files.push(ROLLOUT.to_owned());
     }
     let text = serde_json::to_vec_pretty(state).map_err(|e| TrainerError::Internal(e.to_string()))?;
     durable::write_atomic(&folder.join(STATE), &text)?;
@@ -229,8 +239,8 @@ pub fn read(path: &Path) -> Result<Checkpoint, TrainerError> {
         let message = format!("its format is {}, this program reads {FORMAT}", state.format);
         return Err(corrupt(STATE, message));
     }
-    let learner = if manifest.names(LEARNER) { Some(durable::read(&path.join(LEARNER))?) } else { None };
-    Ok(Checkpoint { path: path.to_owned(), state, learner })
+    let named = |file: &str| manifest.names(file).then(|| durable::read(&path.join(file))).transpose();
+    Ok(Checkpoint { path: path.to_owned(), state, learner: named(LEARNER)?, rollout: named(ROLLOUT)? })
 }
 
 #[cfg(test)]

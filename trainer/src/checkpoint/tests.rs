@@ -64,7 +64,7 @@ fn the_newest_whole_one_is_used_and_old_ones_go() {
     assert!(checkpoints.newest().unwrap().0.is_none());
     for step in [2, 4, 6] {
         let learner = learner(step);
-        checkpoints.write(&state(step, 1), Some(&learner), b"{}", 2).unwrap();
+        checkpoints.write(&state(step, 1), Some(&learner), None, b"{}", 2).unwrap();
     }
     assert_eq!(checkpoints.steps().unwrap(), [4, 6]);
     let root = scratch.0.join("checkpoints");
@@ -92,9 +92,9 @@ fn the_newest_whole_one_is_used_and_old_ones_go() {
 fn every_damage_is_found() {
     let scratch = Scratch::new("damage");
     let checkpoints = Checkpoints::new(&scratch.0);
-    checkpoints.write(&state(1, 0), Some(&learner(1)), b"{}", 0).unwrap();
+    checkpoints.write(&state(1, 0), Some(&learner(1)), Some(b"[]"), b"{}", 0).unwrap();
     let all = files(&checkpoints.path(1));
-    assert_eq!(all.len(), 7, "{all:?}");
+    assert_eq!(all.len(), 8, "{all:?}");
     for path in all {
         let whole = fs::read(&path).unwrap();
         for at in (0..whole.len()).step_by(whole.len() / 40 + 1) {
@@ -118,13 +118,13 @@ fn every_damage_is_found() {
 fn what_a_crash_left_is_not_a_checkpoint() {
     let scratch = Scratch::new("crash");
     let checkpoints = Checkpoints::new(&scratch.0);
-    checkpoints.write(&state(1, 0), None, b"{}", 0).unwrap();
+    checkpoints.write(&state(1, 0), None, None, b"{}", 0).unwrap();
     // A crash before the rename.
     let partial = scratch.0.join("checkpoints/step_000002.tmp");
     fs::create_dir_all(partial.join("hf")).unwrap();
     fs::write(partial.join("state.json"), "half").unwrap();
     assert_eq!(checkpoints.newest().unwrap().0.unwrap().state.step, 1);
-    checkpoints.write(&state(2, 0), None, b"{}", 0).unwrap();
+    checkpoints.write(&state(2, 0), None, None, b"{}", 0).unwrap();
     assert!(!partial.exists());
     let newest = checkpoints.newest().unwrap().0.unwrap();
     assert_eq!((newest.state.step, newest.learner), (2, None));

@@ -1,7 +1,7 @@
 //! The whole config: one section a subject, each owned by the crate that it is about.
 
 use parl_rewards::config::RewardsConfig;
-use parl_rollout::config::RolloutConfig;
+use parl_rollout::config::{RolloutConfig, RolloutMode};
 use parl_rollout::tasks::atlas::AtlasConfig;
 use parl_rollout::tasks::dataset::DatasetConfig;
 use schemars::JsonSchema;
@@ -134,6 +134,23 @@ pub struct Config {
     pub tracking: TrackingConfig,
 }
 
+impl Config {
+    /// Steps that rollouts may be ahead of the learner, so that no token is staler than `rollout.max_staleness`; 0 in sync
+    /// mode. A step makes at most `updates_per_step` versions, and its last update trains at as many less one.
+    pub fn lead(&self) -> u64 {
+        if self.rollout.mode == RolloutMode::Sync {
+            return 0;
+        }
+        let updates = u64::from(self.learner.updates_per_step);
+        ((u64::from(self.max_staleness()) + 1) / updates).saturating_sub(1)
+    }
+
+    /// `rollout.max_staleness`, or what two steps' lead comes to.
+    fn max_staleness(&self) -> u32 {
+        self.rollout.max_staleness.unwrap_or_else(|| 3 * self.learner.updates_per_step - 1)
+    }
+}
+
 impl Validate for Config {
     fn issues(&self) -> Vec<Issue> {
         let tasks = match &self.tasks {
@@ -161,6 +178,13 @@ impl Validate for Config {
                 format!("{updates} is above rollout.tasks_per_step ({tasks}): an update takes whole groups");
             issues.push(Issue { key: "learner.updates_per_step".to_owned(), message });
         }
+        if self.rollout.mode == RolloutMode::Async && self.lead() == 0 {
+            let (bound, least) = (self.max_staleness(), 2 * updates - 1);
+            let message = format!(
+                "{bound} is below {least}, what being one step ahead comes to with learner.updates_per_step {updates}"
+            );
+            issues.push(Issue { key: "rollout.max_staleness".to_owned(), message });
+        }
         let name = &self.run.name;
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
@@ -171,6 +195,9 @@ impl Validate for Config {
     }
 
     fn resolve(&mut self) {
+        if self.rollout.mode == RolloutMode::Async {
+            self.rollout.max_staleness = Some(self.max_staleness());
+        }
         let named = self.learner.objective.rule();
         self.rewards.baseline.get_or_insert(named.baseline);
         self.rewards.scale.get_or_insert(named.scale);

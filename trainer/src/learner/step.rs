@@ -151,6 +151,16 @@ impl Learner {
         self.place
     }
 
+    /// The weights as they are now, copied: updates go on while the copy is read. One copy a version is little beside
+    /// what a version computes.
+    ///
+    /// # Errors
+    /// [`LearnerError::Kernel`] when the kernels refuse them.
+    pub fn copied(&self) -> Result<WeightSet, LearnerError> {
+        let tensors = self.params.iter().map(|(name, values)| (name.clone(), floats(values))).collect();
+        Ok(WeightSet::from_f32(self.shape.clone(), self.version, tensors)?)
+    }
+
     /// Says whether the weights may be written.
     pub(super) fn exclusive(&self) -> Result<(), LearnerError> {
         self.place.enter()?;
@@ -180,6 +190,8 @@ impl Learner {
         progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<StepReport, LearnerError> {
         self.exclusive()?;
+        // libtorch counts its threads for each of the program's own, and this one may be new.
+        tch::set_num_threads(1);
         let started = Instant::now();
         self.check(samples)?;
         let shares = objective.shares(samples);

@@ -13,11 +13,15 @@ use parl_kernels::cuda::step::Limits;
 use parl_kernels::shape::ModelShape;
 use parl_kernels::weights::Dtype;
 use parl_rollout::RolloutError;
+use parl_rollout::config::RolloutMode;
 
 use super::cubins::{self, InFolder};
 use crate::config::{Config, Device};
 use crate::error::TrainerError;
 use crate::learner::Place;
+
+/// Engine and learner share one stream and the weights on a card; beside each other they would need two and a copy.
+const BESIDE: &str = "rollout.mode: async runs on the CPU alone";
 
 /// A model that is to be seated.
 pub struct Model<'m> {
@@ -46,6 +50,8 @@ pub struct Found {
 /// [`RolloutError::Kernel`] when a card fails.
 pub fn find(config: &Config, models: &[Model<'_>]) -> Result<Found, TrainerError> {
     let dtype = config.run.dtype.into();
+    let asynchronous = config.rollout.mode == RolloutMode::Async;
+    let open = || if asynchronous { Err(BESIDE.to_owned()) } else { open() };
     match decide(config.run.device, open)? {
         Ok(card) => on_card(config, models, dtype, card),
         Err(notes) => Ok(Found { place: Place::cpu(dtype), backend: Box::new(CpuBackend::default()), notes }),
@@ -161,6 +167,7 @@ mod tests {
             (error.to_string().as_str(), error.exit_code()),
             ("run.device: libcuda.so is not found", 2)
         );
+        assert_eq!(decide::<i32>(Device::Auto, || Err(BESIDE.to_owned())).unwrap().unwrap_err().len(), 1);
         // Nothing is looked for.
         assert_eq!(decide::<i32>(Device::Cpu, || panic!("looked")).unwrap(), Err(Vec::new()));
     }

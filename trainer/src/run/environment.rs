@@ -32,6 +32,12 @@ fn model_folder(rollout: &RolloutConfig) -> Option<&str> {
     })
 }
 
+/// What an episode's draws are keyed by, and which of the config's sub-agents it has.
+struct Key {
+    stream_id: u64,
+    subagents: usize,
+}
+
 /// Everything that episodes need, besides a policy.
 pub struct Environment {
     source: Box<dyn TaskSource>,
@@ -128,13 +134,14 @@ impl Environment {
         self.source.count(split)
     }
 
-    fn spec(&self, name: &str, task: &Arc<Task>, group: u64, member: u32, stream_id: u64) -> EpisodeSpec {
+    fn spec(&self, name: &str, task: &Arc<Task>, group: u64, member: u32, key: Key) -> EpisodeSpec {
         EpisodeSpec {
             episode_id: format!("{name}-g{group:04}-e{member:04}"),
             group_id: format!("{name}-g{group:04}"),
             env_id: self.source.name().to_owned(),
             run_seed: self.seed,
-            stream_id,
+            stream_id: key.stream_id,
+            subagents: key.subagents,
             task: Arc::clone(task),
         }
     }
@@ -144,31 +151,34 @@ impl Environment {
         let task = self
             .source
             .task(Split::Train, (DEMONSTRATIONS + self.seed).wrapping_mul(TASKS_PER_SEED) + number);
-        self.spec("sft", &Arc::new(task), number, 0, number)
+        self.spec("sft", &Arc::new(task), number, 0, Key { stream_id: number, subagents: 0 })
     }
 
     /// The episodes of a training step, group after group.
     pub fn training_specs(&self, config: &Config, step: u64) -> Vec<EpisodeSpec> {
         let (tasks, size) = (u64::from(config.rollout.tasks_per_step), config.rollout.group_size);
         let first = self.seed.wrapping_mul(TASKS_PER_SEED).wrapping_add(step * tasks);
+        let subagents = config.rollout.subagent.number_at(step);
         let mut specs = Vec::new();
         for group in 0..tasks {
             let task = Arc::new(self.source.task(Split::Train, first.wrapping_add(group)));
             for member in 0..size {
-                let stream = (step * tasks + group) * u64::from(size) + u64::from(member);
-                specs.push(self.spec(&step_prefix(step), &task, group, member, stream));
+                let stream_id = (step * tasks + group) * u64::from(size) + u64::from(member);
+                let key = Key { stream_id, subagents };
+                specs.push(self.spec(&step_prefix(step), &task, group, member, key));
             }
         }
         specs
     }
 
-    /// The first `n` held-out tasks, one episode each; the same ones for every policy and seed of the world.
-    pub fn heldout_specs(&self, n: u32) -> Vec<EpisodeSpec> {
+    /// The first `n` held-out tasks, one episode each, the same ones for every policy and seed of the world; the sub-agents
+    /// are the `subagents`-th of the config's.
+    pub fn heldout_specs(&self, n: u32, subagents: usize) -> Vec<EpisodeSpec> {
         let n = self.count(Split::Heldout).map_or(u64::from(n), |count| count.min(u64::from(n)));
         (0..n)
             .map(|i| {
                 let task = Arc::new(self.source.task(Split::Heldout, i));
-                self.spec("eval", &task, i, 0, EVAL_STREAMS | i)
+                self.spec("eval", &task, i, 0, Key { stream_id: EVAL_STREAMS | i, subagents })
             })
             .collect()
     }

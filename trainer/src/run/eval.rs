@@ -29,7 +29,18 @@ pub struct Row {
     pub summary: Summary,
 }
 
-/// Runs `policy` on the first `n` held-out tasks, one episode each.
+/// What is evaluated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeldOut {
+    /// So many tasks, one episode each.
+    pub tasks: u32,
+    /// Without a budget of critical steps.
+    pub lift_budget: bool,
+    /// With the sub-agents of this training step.
+    pub step: u64,
+}
+
+/// Runs `policy` on the first held-out tasks.
 ///
 /// # Errors
 /// What the rollout fails with.
@@ -37,10 +48,9 @@ pub fn evaluate(
     config: &Config,
     environment: &Environment,
     policy: &mut dyn Policy,
-    n: u32,
-    lift_budget: bool,
+    held_out: HeldOut,
 ) -> Result<Summary, TrainerError> {
-    Ok(Summary::of(&episodes(config, environment, policy, n, lift_budget)?))
+    Ok(Summary::of(&episodes(config, environment, policy, held_out)?))
 }
 
 /// The scored episodes that [`evaluate`] sums up.
@@ -51,15 +61,14 @@ pub fn episodes(
     config: &Config,
     environment: &Environment,
     policy: &mut dyn Policy,
-    n: u32,
-    lift_budget: bool,
+    held_out: HeldOut,
 ) -> Result<Vec<EpisodeRecord>, TrainerError> {
     let mut rules = environment.rules.clone();
-    if lift_budget {
+    if held_out.lift_budget {
         rules.critical_steps = LIFTED;
         rules.orchestrator.max_turns = LIFTED;
     }
-    let specs = environment.heldout_specs(n);
+    let specs = environment.heldout_specs(held_out.tasks, config.rollout.subagent.number_at(held_out.step));
     let temperatures = match (&config.rollout.orchestrator.policy, config.run.eval_temperature) {
         (PolicyConfig::Local { temperature, .. }, Some(eval)) => Some((eval, *temperature)),
         _ => None,
@@ -121,12 +130,12 @@ impl Keeper {
     }
 }
 
-/// The scripted experts on the first `n` held-out tasks: the serial one with its budget and without, the parallel
+/// The scripted experts on the first `tasks` held-out tasks: the serial one with its budget and without, the parallel
 /// one.
 ///
 /// # Errors
 /// As [`evaluate`].
-pub fn experts(config: &Config, environment: &Environment, n: u32) -> Result<Vec<Row>, TrainerError> {
+pub fn experts(config: &Config, environment: &Environment, tasks: u32) -> Result<Vec<Row>, TrainerError> {
     let wanted = [
         ("serial expert", Script::Serial, false),
         ("serial expert, budget lifted", Script::Serial, true),
@@ -134,10 +143,10 @@ pub fn experts(config: &Config, environment: &Environment, n: u32) -> Result<Vec
     ];
     wanted
         .into_iter()
-        .map(|(name, script, lift)| {
+        .map(|(name, script, lift_budget)| {
             let mut policy = super::seats::scripted(environment, script, config)?;
-            policy.relieve(config.rollout.subagent.number_at(u64::MAX));
-            let summary = evaluate(config, environment, policy.as_mut(), n, lift)?;
+            let held_out = HeldOut { tasks, lift_budget, step: u64::MAX };
+            let summary = evaluate(config, environment, policy.as_mut(), held_out)?;
             Ok(Row { name: name.to_owned(), summary })
         })
         .collect()

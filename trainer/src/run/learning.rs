@@ -2,7 +2,7 @@
 
 use parl_rollout::policy::Policy;
 use parl_rollout::swarm::Seat;
-use parl_rollout::trajectory::record::{EpisodeRecord, TokenBranch};
+use parl_rollout::trajectory::record::{EpisodeRecord, TokenBranch, VersionRun};
 
 use super::rollout::Batch;
 use crate::config::Config;
@@ -12,6 +12,33 @@ use crate::learner::{Learner, LearnerError, Sample, StepReport};
 /// So many refused updates in a row end the run.
 const REFUSALS: u32 = 3;
 
+/// How many weight versions behind the one that it trained each token was.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Staleness {
+    /// Tokens.
+    pub tokens: u64,
+    /// Versions, summed over them.
+    pub sum: u64,
+    /// The most of one token.
+    pub max: u64,
+}
+
+impl Staleness {
+    fn add(&mut self, runs: &[VersionRun], version: u64) {
+        for run in runs {
+            let (tokens, behind) = (u64::from(run.end - run.start), version.saturating_sub(run.version));
+            self.tokens += tokens;
+            self.sum += tokens * behind;
+            self.max = self.max.max(behind);
+        }
+    }
+
+    /// Mean over tokens; 0 without any.
+    pub fn mean(&self) -> f64 {
+        self.sum as f64 / self.tokens.max(1) as f64
+    }
+}
+
 /// What became of a batch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Learned {
@@ -19,6 +46,17 @@ pub struct Learned {
     pub report: Option<StepReport>,
     /// Why others were not: something was no number, and the weights stayed as they were before each.
     pub refused: Vec<String>,
+    /// Of the tokens that the updates were made on.
+    pub staleness: Staleness,
+}
+
+/// An episode's part in an update.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Lesson {
+    /// What the learner gets.
+    pub sample: Sample,
+    /// Which weights drew its tokens.
+    pub versions: Vec<VersionRun>,
 }
 
 /// The learner's side of a run.
@@ -27,13 +65,15 @@ pub struct Learning {
     pub learner: Learner,
     /// Updates in a row that were refused.
     pub refused_in_a_row: u32,
+    /// Whether the policy gets copies of the weights, to read while updates are made.
+    pub copies: bool,
 }
 
-/// The samples of a batch: each scored episode's orchestrator context, masked to what it drew itself. Sub-agents are
+/// The lessons of a batch: each scored episode's orchestrator context, masked to what it drew itself. Sub-agents are
 /// frozen: their contexts are no part of it, and what they said is masked like any observation.
-pub fn samples(batch: &Batch) -> Vec<Sample> {
+pub fn lessons(batch: &Batch) -> Vec<Lesson> {
     let mut groups: Vec<&str> = Vec::new();
-    let mut samples = Vec::new();
+    let mut lessons = Vec::new();
     for record in &batch.records {
         let Some((branch, advantage)) = trained(record) else { continue };
         let group = groups.iter().position(|g| *g == record.group_id).unwrap_or_else(|| {
@@ -42,7 +82,7 @@ pub fn samples(batch: &Batch) -> Vec<Sample> {
         });
         // What came after the last drawn token bears on none; it may even be what no longer fitted the context.
         let end = branch.loss_mask.iter().rposition(|drawn| *drawn).map_or(0, |last| last + 1);
-        samples.push(Sample {
+        let sample = Sample {
             tokens: branch.token_ids[..end].to_vec(),
             mask: branch.loss_mask[..end].to_vec(),
             logprobs: branch.logprobs[..end].to_vec(),
@@ -50,20 +90,21 @@ pub fn samples(batch: &Batch) -> Vec<Sample> {
             advantage: advantage as f32,
             group,
             stale: false,
-        });
+        };
+        lessons.push(Lesson { sample, versions: branch.policy_versions.clone() });
     }
-    samples
+    lessons
 }
 
-/// Shares a step's samples out to `updates` updates, whole groups in their order; fewer where there are fewer groups, and
+/// Shares a step's lessons out to `updates` updates, whole groups in their order; fewer where there are fewer groups, and
 /// one at least.
-fn shared_out(samples: Vec<Sample>, updates: u32) -> Vec<Vec<Sample>> {
-    let groups = samples.iter().map(|s| s.group + 1).max().unwrap_or(0);
+fn shared_out(lessons: Vec<Lesson>, updates: u32) -> Vec<Vec<Lesson>> {
+    let groups = lessons.iter().map(|l| l.sample.group + 1).max().unwrap_or(0);
     let n = groups.min(updates as usize).max(1);
     let mut parts = vec![Vec::new(); n];
-    for sample in samples {
-        let part = sample.group * n / groups.max(1);
-        parts[part].push(sample);
+    for lesson in lessons {
+        let part = lesson.sample.group * n / groups.max(1);
+        parts[part].push(lesson);
     }
     parts
 }
@@ -84,11 +125,11 @@ fn temperatures(branch: &TokenBranch) -> Vec<f32> {
 }
 
 impl Learning {
-    /// The updates of a step on `batch`: the policy gives its lease back, the weights move, and the policy takes the new
-    /// ones in. A part whose update is refused is lost; the parts after it are learned from all the same.
+    /// The updates of a step between two rollouts: the policy gives its lease back, the weights move, and the policy takes
+    /// the new ones in.
     ///
     /// # Errors
-    /// [`LearnerError::NotFinite`] when it is the third refusal in a row; whatever else the learner fails with.
+    /// As [`Learning::learn`].
     pub fn update(
         &mut self,
         config: &Config,
@@ -98,19 +139,51 @@ impl Learning {
         progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<Learned, TrainerError> {
         policy.give_back(Seat::Orchestrator);
+        let learned = self.learn(config, step, batch, progress)?;
+        self.hand_out(policy)?;
+        Ok(learned)
+    }
+
+    /// Gives the policy the weights as they are now.
+    ///
+    /// # Errors
+    /// When they cannot be leased or copied, or the policy refuses them.
+    pub fn hand_out(&mut self, policy: &mut dyn Policy) -> Result<(), TrainerError> {
+        let weights = if self.copies { self.learner.copied()? } else { self.learner.lease()? };
+        Ok(policy.publish(Seat::Orchestrator, weights)?)
+    }
+
+    /// The updates of a step on `batch`; no lease on the weights may be alive. A part whose update is refused is lost; the
+    /// parts after it are learned from all the same.
+    ///
+    /// # Errors
+    /// [`LearnerError::NotFinite`] when it is the third refusal in a row; whatever else the learner fails with.
+    pub fn learn(
+        &mut self,
+        config: &Config,
+        step: u64,
+        batch: &Batch,
+        progress: &(dyn Fn(usize, usize) + Sync),
+    ) -> Result<Learned, TrainerError> {
         let (objective, lr) = (config.learner.objective, config.learner.lr_at(step));
-        let parts = shared_out(samples(batch), config.learner.updates_per_step);
+        let parts = shared_out(lessons(batch), config.learner.updates_per_step);
         let n = parts.len();
+        let begun_at = self.learner.version();
         let (mut reports, mut refused): (Vec<StepReport>, Vec<String>) = (Vec::new(), Vec::new());
-        for (i, mut part) in parts.into_iter().enumerate() {
+        let mut staleness = Staleness::default();
+        for (i, part) in parts.into_iter().enumerate() {
             let moved = reports.iter().any(|report| report.trained_tokens > 0);
-            for sample in &mut part {
-                sample.stale = moved;
+            let (mut samples, versions): (Vec<Sample>, Vec<Vec<VersionRun>>) =
+                part.into_iter().map(|lesson| (lesson.sample, lesson.versions)).unzip();
+            for (sample, runs) in samples.iter_mut().zip(&versions) {
+                sample.stale = moved || runs.iter().any(|run| run.version < begun_at);
             }
-            match self.learner.train_step(&part, objective, lr, progress) {
+            let version = self.learner.version();
+            match self.learner.train_step(&samples, objective, lr, progress) {
                 Ok(report) => {
                     self.refused_in_a_row = 0;
                     reports.push(report);
+                    versions.iter().for_each(|runs| staleness.add(runs, version));
                 }
                 Err(error @ LearnerError::NotFinite { .. }) => {
                     self.refused_in_a_row += 1;
@@ -123,8 +196,7 @@ impl Learning {
                 Err(error) => return Err(error.into()),
             }
         }
-        policy.publish(Seat::Orchestrator, self.learner.lease()?)?;
-        Ok(Learned { report: StepReport::together(&reports), refused })
+        Ok(Learned { report: StepReport::together(&reports), refused, staleness })
     }
 }
 
@@ -184,7 +256,7 @@ mod tests {
             tied_head: true,
         };
         let learner = Learner::new(shape.clone(), initial(&shape, 0), config.learner.optimizer(), 1).unwrap();
-        (config, policy, batch, Learning { learner, refused_in_a_row: 0 })
+        (config, policy, batch, Learning { learner, refused_in_a_row: 0, copies: false })
     }
 
     #[test]
@@ -215,9 +287,10 @@ mod tests {
     #[test]
     fn groups_are_shared_out_whole_and_in_their_order() {
         let groups = |n: usize, updates| {
-            let samples = (0..2 * n).map(|i| Sample { group: i / 2, ..Sample::default() }).collect();
-            let parts = shared_out(samples, updates);
-            parts.iter().map(|part| part.iter().map(|s| s.group).collect()).collect::<Vec<Vec<usize>>>()
+            let sample = |i| Sample { group: i / 2, ..Sample::default() };
+            let lessons = (0..2 * n).map(|i| Lesson { sample: sample(i), ..Lesson::default() }).collect();
+            let parts = shared_out(lessons, updates);
+            parts.iter().map(|p| p.iter().map(|l| l.sample.group).collect()).collect::<Vec<Vec<usize>>>()
         };
         assert_eq!(groups(3, 1), [[0, 0, 1, 1, 2, 2]]);
         assert_eq!(groups(5, 3), [vec![0, 0, 1, 1], vec![2, 2, 3, 3], vec![4, 4]]);
@@ -250,6 +323,21 @@ mod tests {
     }
 
     #[test]
+    fn what_older_weights_drew_is_stale_and_is_told() {
+        let (config, _, mut batch, mut learning) = scripted_tasks(2);
+        for record in &mut batch.records[2..] {
+            record.scored.as_mut().unwrap().advantage = Some(0.0);
+        }
+        let fresh = learning.learn(&config, 0, &batch, &|_, _| {}).unwrap();
+        let late = learning.learn(&config, 1, &batch, &|_, _| {}).unwrap();
+        let told = |learned: &Learned| (learned.staleness.mean(), learned.staleness.max);
+        assert_eq!([told(&fresh), told(&late)], [(0.0, 0), (1.0, 1)]);
+        // The second group teaches τ's square alone, which pulls at nothing before the weights have moved.
+        let trained = |learned: &Learned| learned.report.unwrap().trained_tokens as u64;
+        assert!(trained(&fresh) < fresh.staleness.tokens && trained(&late) == late.staleness.tokens);
+    }
+
+    #[test]
     fn a_refused_update_costs_its_part_alone() {
         let (mut config, mut policy, good, mut learning) = scripted_tasks(2);
         let (_, _, mut bad, mut other) = scripted_tasks(2);
@@ -270,7 +358,7 @@ mod tests {
     #[test]
     fn only_what_the_orchestrator_drew_is_trained() {
         let (_, _, batch, _) = scripted();
-        for (sample, record) in samples(&batch).iter().zip(&batch.records) {
+        for (Lesson { sample, .. }, record) in lessons(&batch).iter().zip(&batch.records) {
             let branch = &record.branches[0];
             let drawn: Vec<usize> = (0..sample.mask.len()).filter(|i| sample.mask[*i]).collect();
             assert_eq!(drawn.last(), Some(&(sample.mask.len() - 1)));

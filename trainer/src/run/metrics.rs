@@ -80,6 +80,12 @@ pub fn line(
     if let Some(refused) = learned.map(|learned| &learned.refused).filter(|refused| !refused.is_empty()) {
         line.insert("optim/refused".to_owned(), json!(refused.join("; ")));
     }
+    if let Some(learned) = learned {
+        line.insert("off_policy/mean".to_owned(), json!(learned.staleness.mean()));
+        line.insert("off_policy/max".to_owned(), json!(learned.staleness.max));
+        // Episodes begin no sooner than keeps the bound: none is ever too stale.
+        line.insert("off_policy/dropped".to_owned(), json!(0));
+    }
     if let Some(report) = learned.and_then(|learned| learned.report.as_ref())
         && let Value::Object(more) = figures(config, step, report)
     {

@@ -1,5 +1,6 @@
 //! The run: its folder, its steps, and what it leaves behind.
 
+pub mod ahead;
 mod cubins;
 mod device;
 pub mod environment;
@@ -17,8 +18,10 @@ mod toggle;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Instant;
 
-use parl_rollout::config::PolicyConfig;
+use parl_rollout::config::{PolicyConfig, RolloutMode};
 use parl_rollout::policy::Policy;
 use parl_rollout::policy::scripted::Script;
 use parl_rollout::swarm::Seat;
@@ -31,11 +34,12 @@ use crate::checkpoint::{Checkpoints, State};
 use crate::config::{Config, Loaded};
 use crate::error::TrainerError;
 use crate::track::{self, About, Tracker};
+use ahead::Ahead;
 use environment::Environment;
-use eval::Row;
+use eval::{HeldOut, Row};
 use folder::{Marker, RunFolder, Used, read_json, write_json};
 use learning::{Learned, Learning};
-use rollout::{Batch, run_batch};
+use rollout::{Batch, run_batch, stage};
 use seats::Seats;
 use show::Show;
 use summary::Summary;
@@ -74,31 +78,32 @@ pub fn run(loaded: &Loaded<Config>, options: &Options, out: &mut dyn Write) -> R
         let message = "there are no training tasks: the held-out side took all".to_owned();
         return Err(RolloutError::Config { key: "tasks".to_owned(), message }.into());
     }
-    let Seats { mut policy, learner, notes: on } = seats::configured(&environment, config)?;
+    let Seats { policy, learner, notes: on } = seats::configured(&environment, config)?;
     trainable(config)?;
     let folder = RunFolder::open(&options.folder, options.used, &marker(loaded))?;
     let resolved = serde_json::to_value(config).map_err(|e| TrainerError::Internal(e.to_string()))?;
     let meta = log_meta(config, &resolved, &environment, policy.as_ref(), folder.attempt);
+    let ahead = config.rollout.mode == RolloutMode::Async;
     let mut parts = Parts {
         config,
-        policies: who_sits(config, policy.as_mut()),
-        environment,
+        policies: who_sits(config, policy.as_ref()),
+        environment: &environment,
         policy,
         toggle: Toggle::of(&config.rewards),
-        learning: learner.map(|learner| Learning { learner, refused_in_a_row: 0 }),
+        learning: learner.map(|learner| Learning { learner, refused_in_a_row: 0, copies: ahead }),
         log: TrajectoryLog::new(folder.path()),
         log_meta: meta,
         checkpoints: Checkpoints::new(folder.path()),
         folder,
     };
-    let (first, notes) = match options.used {
+    let (first, under_way, notes) = match options.used {
         Used::Resume => parts.resume(&resolved, options.checkpoint.as_deref())?,
         Used::Refuse | Used::Clean => {
             parts.log.quarantine_after(None, &parts.folder.quarantine())?;
-            (0, Vec::new())
+            (0, None, Vec::new())
         }
     };
-    describe(&parts.folder, loaded, &resolved, &parts.environment)?;
+    describe(&parts.folder, loaded, &resolved, &environment)?;
     let mut metrics = metrics::open(parts.folder.path(), first, &parts.folder.quarantine())?;
     let mut tracker = parts.tracker(&resolved, first)?;
 
@@ -117,9 +122,21 @@ pub fn run(loaded: &Loaded<Config>, options: &Options, out: &mut dyn Write) -> R
         let success = 100.0 * start.all.success;
         show.line(&format!("held-out success at the start {success:.1}%")).map_err(closed)?;
     }
+    let now_us = jiff::Timestamp::now().as_microsecond();
+    let epoch_us = under_way.as_deref().map_or(Ok(now_us), ahead::epoch_us)?;
+    let (launched, before) = (Instant::now(), (now_us - epoch_us) / 1000);
+    let clock = move || before + launched.elapsed().as_millis() as i64;
+    let stage = stage(config, &environment, &environment.rules, ahead::places(config), &clock, epoch_us);
+    let mut ahead = ahead.then(|| Ahead::new(config, &environment, &stage));
+    if let Some(ahead) = &mut ahead {
+        parts.begin_ahead(ahead, first, under_way.as_deref())?;
+    }
     let mut ends: Vec<Row> = Vec::new();
     for step in first..stop {
-        let (batch, learned) = parts.step(step, &mut show)?;
+        let (batch, learned) = match &mut ahead {
+            Some(ahead) => parts.step_ahead(ahead, step, &mut show)?,
+            None => parts.step(step, &mut show)?,
+        };
         let now = unix_seconds();
         let line = metrics::line(config, step, &batch, learned.as_ref(), parts.folder.attempt, now);
         let line = Value::Object(line).to_string();
@@ -138,7 +155,7 @@ pub fn run(loaded: &Loaded<Config>, options: &Options, out: &mut dyn Write) -> R
             ends.push(Row { name: format!("step {}", step + 1), summary: Summary::of(&batch.records) });
         }
         if (step + 1) % config.run.checkpoint_every == 0 || step + 1 == stop {
-            parts.checkpoint(step + 1)?;
+            parts.checkpoint(step + 1, ahead.as_ref())?;
         }
     }
     for note in tracker.finish(track::PATIENCE) {
@@ -153,22 +170,20 @@ pub fn run(loaded: &Loaded<Config>, options: &Options, out: &mut dyn Write) -> R
     eval::print_table(out, "training tasks", &ends).map_err(closed)?;
     if config.run.final_eval_tasks > 0 {
         let rows = parts.evaluate_end()?;
-        let n = parts.environment.heldout_specs(config.run.final_eval_tasks).len();
+        let n = environment.heldout_specs(config.run.final_eval_tasks, 0).len();
         eval::print_table(out, &format!("{n} held-out tasks"), &rows).map_err(closed)?;
     }
     Ok(())
 }
 
 /// Names of the policies in both seats; of the sub-agents' all that take turns there.
-fn who_sits(config: &Config, policy: &mut dyn Policy) -> [String; 2] {
+fn who_sits(config: &Config, policy: &dyn Policy) -> [String; 2] {
     let subagent = &config.rollout.subagent;
-    let mut names = vec![policy.identity(Seat::Subagent).name];
+    let mut names = vec![policy.identity(Seat::Subagent, 0).name];
     for (i, later) in subagent.later.iter().enumerate() {
-        policy.relieve(i + 1);
-        names.push(format!("{} from step {}", policy.identity(Seat::Subagent).name, later.from_step));
+        names.push(format!("{} from step {}", policy.identity(Seat::Subagent, i + 1).name, later.from_step));
     }
-    policy.relieve(0);
-    [policy.identity(Seat::Orchestrator).name, names.join(", ")]
+    [policy.identity(Seat::Orchestrator, 0).name, names.join(", ")]
 }
 
 fn unix_seconds() -> f64 {
@@ -182,7 +197,7 @@ fn closed(source: std::io::Error) -> RolloutError {
 /// All that a run works with.
 struct Parts<'c> {
     config: &'c Config,
-    environment: Environment,
+    environment: &'c Environment,
     policy: Box<dyn Policy>,
     /// None where a script sits in the orchestrator's seat.
     learning: Option<Learning>,
@@ -203,21 +218,78 @@ impl Parts<'_> {
         let specs = self.environment.training_specs(self.config, step);
         let rules = &self.environment.rules;
         let policy = self.policy.as_mut();
-        policy.relieve(self.config.rollout.subagent.number_at(step));
         let mut progress = |p| show.rollout(p);
-        let mut batch =
-            run_batch(self.config, &self.environment, rules, policy, &specs, step, &mut progress)?;
-        if let Some(toggle) = &mut self.toggle {
-            toggle.apply(&self.config.rewards, step, &mut batch);
-            toggle.measure(step, &batch.records);
-        }
-        self.log.write_step(&self.log_meta, step as u32, &batch.records)?;
+        let mut batch = run_batch(self.config, self.environment, rules, policy, &specs, step, &mut progress)?;
+        self.seal(step, &mut batch)?;
+        let policy = self.policy.as_mut();
         let learned = match &mut self.learning {
             Some(learning) => Some(learning.update(self.config, policy, step, &batch, &show.learning())?),
             None => None,
         };
         // Whether a run was stopped here and gone on with must change nothing, the pace of the engine included.
         policy.forget();
+        Ok((batch, learned))
+    }
+
+    /// Gives a batch its last rewards and logs it.
+    fn seal(&mut self, step: u64, batch: &mut Batch) -> Result<(), TrainerError> {
+        if let Some(toggle) = &mut self.toggle {
+            toggle.apply(&self.config.rewards, step, batch);
+            toggle.measure(step, &batch.records);
+        }
+        self.log.write_step(&self.log_meta, step as u32, &batch.records)?;
+        Ok(())
+    }
+
+    /// Before the first step of a launch in async mode: the policy lets go of the learner's own memory.
+    fn begin_ahead(
+        &mut self,
+        ahead: &mut Ahead<'_>,
+        first: u64,
+        under_way: Option<&[u8]>,
+    ) -> Result<(), TrainerError> {
+        if let Some(learning) = &mut self.learning {
+            learning.hand_out(self.policy.as_mut())?;
+        }
+        match under_way {
+            Some(saved) => ahead.restore(saved, first, self.policy.as_mut()),
+            None => Ok(()),
+        }
+    }
+
+    /// A step in async mode: log and update, while the next step's rollout goes on beside it.
+    fn step_ahead(
+        &mut self,
+        ahead: &mut Ahead<'_>,
+        step: u64,
+        show: &mut Show<'_>,
+    ) -> Result<(Batch, Option<Learned>), TrainerError> {
+        ahead.admit(step);
+        // At a launch's first step there may be nothing yet; later this is done.
+        ahead.until(step, self.policy.as_mut(), &mut |p| show.rollout(p))?;
+        let mut batch = ahead.take(step)?;
+        self.seal(step, &mut batch)?;
+        let (config, told) = (self.config, show.learning());
+        let (policy, learning) = (self.policy.as_mut(), self.learning.as_mut());
+        // Neither is ahead of the other by chance: each does what the step has for it, and both are waited for.
+        let (learned, drawn) = thread::scope(|scope| {
+            let (batch, told) = (&batch, &told);
+            let thread =
+                learning.map(|learning| scope.spawn(move || learning.learn(config, step, batch, told)));
+            let drawn = ahead.until(step + 1, policy, &mut |p| show.rollout(p));
+            (thread.map(|thread| thread.join()), drawn)
+        });
+        drawn?;
+        let learned = match learned {
+            Some(Ok(learned)) => Some(learned?),
+            Some(Err(_)) => return Err(TrainerError::Internal("the learner's thread panicked".to_owned())),
+            None => None,
+        };
+        // As in sync mode: what goes on knows nothing but what a checkpoint would hold.
+        policy.forget();
+        if let Some(learning) = &mut self.learning {
+            learning.hand_out(policy)?;
+        }
         Ok((batch, learned))
     }
 
@@ -233,19 +305,20 @@ impl Parts<'_> {
     }
 
     /// Writes the checkpoint after `done` steps.
-    fn checkpoint(&self, done: u64) -> Result<(), TrainerError> {
+    fn checkpoint(&self, done: u64, ahead: Option<&Ahead<'_>>) -> Result<(), TrainerError> {
         let refused = self.learning.as_ref().map_or(0, |learning| learning.refused_in_a_row);
         let state = State::new(&self.config.run.name, done, refused, self.policies.clone());
         let learner = self.learning.as_ref().map(|learning| &learning.learner);
         let keep_last = self.config.run.keep_last;
-        self.checkpoints.write(&state, learner, &self.environment.tokenizer_json, keep_last)
+        let rollout = ahead.map(|ahead| ahead.save(self.policy.as_ref())).transpose()?;
+        let tokenizer = &self.environment.tokenizer_json;
+        self.checkpoints.write(&state, learner, rollout.as_deref(), tokenizer, keep_last)
     }
 
     /// On held-out tasks, with the sub-agents of a training step.
     fn evaluate(&mut self, step: u64) -> Result<Summary, TrainerError> {
-        self.policy.relieve(self.config.rollout.subagent.number_at(step));
-        let n = self.config.run.final_eval_tasks;
-        eval::evaluate(self.config, &self.environment, self.policy.as_mut(), n, false)
+        let held_out = HeldOut { tasks: self.config.run.final_eval_tasks, lift_budget: false, step };
+        eval::evaluate(self.config, self.environment, self.policy.as_mut(), held_out)
     }
 
     /// Figures of a model before its first step; the table at the end has them again.
@@ -269,8 +342,8 @@ impl Parts<'_> {
         let name = if self.learning.is_some() { "end" } else { "this run's policy" };
         rows.push(Row { name: name.to_owned(), summary: self.evaluate(u64::MAX)? });
         // The experts' sub-agents need the memory of a card that this run's engine holds.
-        self.policy = seats::experts(&self.environment, Script::Serial);
-        rows.extend(eval::experts(self.config, &self.environment, self.config.run.final_eval_tasks)?);
+        self.policy = seats::experts(self.environment, Script::Serial);
+        rows.extend(eval::experts(self.config, self.environment, self.config.run.final_eval_tasks)?);
         write_json(&self.folder.path().join("final_eval.json"), &rows)?;
         Ok(rows)
     }
@@ -309,7 +382,7 @@ fn log_meta(
         attempt,
         config_blake3: blake3::hash(resolved.to_string().as_bytes()).to_hex().to_string(),
         git_commit: option_env!("PARL_GIT_COMMIT").unwrap_or("unknown").to_owned(),
-        model: policy.identity(Seat::Orchestrator).name,
+        model: policy.identity(Seat::Orchestrator, 0).name,
         tokenizer_blake3: environment.dialect.hash().to_owned(),
     }
 }

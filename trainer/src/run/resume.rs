@@ -29,7 +29,7 @@ const FREE_ON_RESUME: [&str; 10] = [
 
 impl Parts<'_> {
     /// Finds the checkpoint to go on from, checks the log up to it, sets aside what is newer, and puts its state back.
-    /// Returns the next step and what the user should know.
+    /// Returns the next step, the episodes under way where rollouts are ahead of the learner, and what the user should know.
     ///
     /// # Errors
     /// [`TrainerError::Resume`] naming what differs or is missing; a damaged file's own error.
@@ -37,7 +37,7 @@ impl Parts<'_> {
         &mut self,
         resolved: &Value,
         named: Option<&Path>,
-    ) -> Result<(u64, Vec<String>), TrainerError> {
+    ) -> Result<(u64, Option<Vec<u8>>, Vec<String>), TrainerError> {
         let config = self.folder.path().join("config.resolved.json");
         // A run that ended before it wrote its config has done nothing that could differ.
         let old = if config.exists() { read_json(&config)? } else { resolved.clone() };
@@ -81,7 +81,7 @@ impl Parts<'_> {
                 toggle.measure(step, &self.log.read_step(step as u32)?);
             }
         }
-        Ok((step, notes))
+        Ok((step, checkpoint.and_then(|checkpoint| checkpoint.rollout), notes))
     }
 
     /// Refuses a checkpoint of another run or with other policies; says what may cost the bits' equality.
@@ -114,6 +114,6 @@ impl Parts<'_> {
         self.policy.give_back(Seat::Orchestrator);
         learning.learner.restore(bytes)?;
         learning.refused_in_a_row = checkpoint.state.refused_in_a_row;
-        self.policy.publish(Seat::Orchestrator, learning.learner.lease()?).map_err(TrainerError::from)
+        learning.hand_out(self.policy.as_mut())
     }
 }

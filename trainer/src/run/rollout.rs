@@ -36,6 +36,27 @@ pub struct Batch {
     pub toggled: Option<Toggled>,
 }
 
+/// What a run's episodes go on in, `places` of them at a time; `clock_ms` counts from `epoch_us`.
+pub fn stage<'a>(
+    config: &Config,
+    environment: &'a Environment,
+    rules: &'a Rules,
+    places: usize,
+    clock_ms: &'a (dyn Fn() -> i64 + Sync),
+    epoch_us: i64,
+) -> Stage<'a> {
+    Stage {
+        rules,
+        dialect: &environment.dialect,
+        tools: &environment.tools,
+        tool_fault_rate: config.rollout.tool_fault_rate,
+        max_concurrent_episodes: places,
+        keep_subagent_contexts: false,
+        clock_ms,
+        epoch_us,
+    }
+}
+
 /// Runs `specs` under `rules` and scores them as of training step `step`.
 ///
 /// # Errors
@@ -52,16 +73,8 @@ pub fn run_batch(
     let started = Instant::now();
     let epoch_us = jiff::Timestamp::now().as_microsecond();
     let clock = move || started.elapsed().as_millis() as i64;
-    let stage = Stage {
-        rules,
-        dialect: &environment.dialect,
-        tools: &environment.tools,
-        tool_fault_rate: config.rollout.tool_fault_rate,
-        max_concurrent_episodes: config.rollout.max_concurrent_episodes as usize,
-        keep_subagent_contexts: false,
-        clock_ms: &clock,
-        epoch_us,
-    };
+    let places = config.rollout.max_concurrent_episodes as usize;
+    let stage = stage(config, environment, rules, places, &clock, epoch_us);
     let mut records = driver::run(&stage, policy, specs.to_vec(), progress)?;
     // Infrastructure failures are nobody's fault: once more, under the same keys.
     let failed: Vec<usize> = (0..records.len()).filter(|i| records[*i].status == Status::Error).collect();

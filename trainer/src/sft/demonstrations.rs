@@ -123,7 +123,7 @@ pub fn probes(
     let mut probes = Vec::new();
     for (script, name) in [(Script::Serial, "alone"), (Script::Parallel, "together")] {
         let mut policy = crate::run::seats::experts(environment, script);
-        for record in run(sft, environment, policy.as_mut(), environment.heldout_specs(tasks))? {
+        for record in run(sft, environment, policy.as_mut(), environment.heldout_specs(tasks, 0))? {
             let name = if record.task_kind == TaskKind::Deep { "deep" } else { name };
             if script == Script::Parallel && record.task_kind == TaskKind::Deep {
                 continue;

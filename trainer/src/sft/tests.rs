@@ -9,7 +9,7 @@ use parl_rollout::tasks::dataset::DatasetConfig;
 use super::*;
 use crate::config::{TasksConfig, load};
 use crate::run::environment::vocabulary;
-use crate::run::eval::evaluate;
+use crate::run::eval::{HeldOut, evaluate};
 use crate::run::folder::read_json;
 use crate::run::seats;
 
@@ -32,7 +32,8 @@ fn the_shipped_warm_start_knows_todays_world() {
         PolicyConfig::Local { model: folder.display().to_string(), temperature: 0.6 };
     let environment = Environment::new(&config).unwrap();
     let mut policy = seats::scripted(&environment, Script::Parallel, &config).unwrap();
-    let summary = evaluate(&config, &environment, policy.as_mut(), 100, false).unwrap();
+    let held_out = HeldOut { tasks: 100, lift_budget: false, step: 0 };
+    let summary = evaluate(&config, &environment, policy.as_mut(), held_out).unwrap();
     assert!(summary.all.success >= 0.95, "{summary:?}");
 }
 

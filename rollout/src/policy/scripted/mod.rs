@@ -117,7 +117,7 @@ pub(crate) fn say(script: Script, seat: Seat, view: View<'_>) -> Say {
 }
 
 impl Policy for Scripted {
-    fn identity(&self, _seat: Seat) -> Identity {
+    fn identity(&self, _seat: Seat, _number: usize) -> Identity {
         Identity { name: format!("scripted:{}", self.script.name()), trainable: false }
     }
 
