@@ -133,11 +133,12 @@ FanOutQA's public questions (Zhu et al., 2024; CC BY-SA 4.0), split by a hash of
 the facts that the annotators took from it, page by page, with the annotators' own questions before them, so search is
 far easier than in the benchmark, and no figure here compares with a published one.
 
-The model ({config['hidden_size']} wide, {config['num_hidden_layers']} layers, {config['vocab_size']} token ids) knows nothing of the world: no text but the training questions and this
-corpus' words. So it is shown what can be done by copying (`tasks.questions: copied`): the question itself is the first
-search, names out of what was found are the next, and the answer is all that was found. Most words of its demonstrations
-are swapped for others (`sft.swapped_share`), or it would learn the few training questions by heart. Its warm start took
-{origin['tokens'] / 1e6:.1f} M tokens, the run {steps} steps.
+The model ({config['hidden_size']} wide, {config['num_hidden_layers']} layers, {config['vocab_size']} token ids) goes on from the shipped one, which was made from nothing in
+the generated world. It knows nothing of this one: no text but the training questions and this corpus' words. So it is
+shown what can be done by copying (`tasks.questions: copied`): the question itself is the first search, names out of what
+was found are the next, and the answer is all that was found. Most words of its demonstrations are swapped for others
+(`sft.swapped_share`), or it would learn the few training questions by heart. Its warm start took {origin['tokens'] / 1e6:.1f} M tokens, the run
+{steps} steps.
 
 All held-out questions, temperature 0.6; *loose* is the share of reference strings in the answer, *all found* the share of
 questions without a missing one.
