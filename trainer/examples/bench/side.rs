@@ -179,7 +179,7 @@ impl Side {
             *phase += seconds;
         }
         // As between the steps of a run.
-        self.engine.forget(SET);
+        self.engine.park();
         completions.sort_by_key(|c| c.id);
         let begin = Instant::now();
         let samples = samples(prompts, group, &completions, self.work.shape.vocab);
