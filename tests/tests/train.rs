@@ -1,7 +1,6 @@
 //! Training from outside: a run that was stopped and gone on with is bit for bit one that was not, and damaged
 //! checkpoints are found.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its fixtures too")]
 #![expect(clippy::disallowed_methods, reason = "clippy.toml: tests damage files as they like")]
 
 use std::fs;

@@ -155,10 +155,12 @@ impl Learner {
     /// what a version computes.
     ///
     /// # Errors
-    /// [`LearnerError::Kernel`] when the kernels refuse them.
+    /// As [`Learner::lease`].
     pub fn copied(&self) -> Result<WeightSet, LearnerError> {
-        let tensors = self.params.iter().map(|(name, values)| (name.clone(), floats(values))).collect();
-        Ok(WeightSet::from_f32(self.shape.clone(), self.version, tensors)?)
+        let copy = |(name, values): (&String, &Tensor)| (name.clone(), values.detach().copy());
+        let copies: Params = guarded(|| self.params.iter().map(copy).collect())?;
+        // Nobody but the lease knows the copies: there is no writer to keep away.
+        Ok(lease::lease(&self.shape, &copies, self.version)?.0)
     }
 
     /// Says whether the weights may be written.

@@ -33,6 +33,7 @@ fn model_folder(rollout: &RolloutConfig) -> Option<&str> {
 }
 
 /// What an episode's draws are keyed by, and which of the config's sub-agents it has.
+#[derive(Clone, Copy)]
 struct Key {
     stream_id: u64,
     subagents: usize,

@@ -183,7 +183,9 @@ impl Learning {
                 Ok(report) => {
                     self.refused_in_a_row = 0;
                     reports.push(report);
-                    versions.iter().for_each(|runs| staleness.add(runs, version));
+                    for runs in &versions {
+                        staleness.add(runs, version);
+                    }
                 }
                 Err(error @ LearnerError::NotFinite { .. }) => {
                     self.refused_in_a_row += 1;

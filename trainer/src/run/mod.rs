@@ -39,6 +39,7 @@ use environment::Environment;
 use eval::{HeldOut, Row};
 use folder::{Marker, RunFolder, Used, read_json, write_json};
 use learning::{Learned, Learning};
+use resume::Resumed;
 use rollout::{Batch, run_batch, stage};
 use seats::Seats;
 use show::Show;
@@ -96,11 +97,11 @@ pub fn run(loaded: &Loaded<Config>, options: &Options, out: &mut dyn Write) -> R
         checkpoints: Checkpoints::new(folder.path()),
         folder,
     };
-    let (first, under_way, notes) = match options.used {
+    let Resumed { step: first, under_way, notes } = match options.used {
         Used::Resume => parts.resume(&resolved, options.checkpoint.as_deref())?,
         Used::Refuse | Used::Clean => {
             parts.log.quarantine_after(None, &parts.folder.quarantine())?;
-            (0, None, Vec::new())
+            Resumed::default()
         }
     };
     describe(&parts.folder, loaded, &resolved, &environment)?;
@@ -277,7 +278,7 @@ impl Parts<'_> {
             let thread =
                 learning.map(|learning| scope.spawn(move || learning.learn(config, step, batch, told)));
             let drawn = ahead.until(step + 1, policy, &mut |p| show.rollout(p));
-            (thread.map(|thread| thread.join()), drawn)
+            (thread.map(thread::ScopedJoinHandle::join), drawn)
         });
         drawn?;
         let learned = match learned {

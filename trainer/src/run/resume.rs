@@ -27,17 +27,23 @@ const FREE_ON_RESUME: [&str; 10] = [
     "tracking",
 ];
 
+/// Where a run goes on.
+#[derive(Debug, Default)]
+pub(super) struct Resumed {
+    /// The next step.
+    pub step: u64,
+    /// The episodes under way, where rollouts are ahead of the learner.
+    pub under_way: Option<Vec<u8>>,
+    /// What the user should know.
+    pub notes: Vec<String>,
+}
+
 impl Parts<'_> {
     /// Finds the checkpoint to go on from, checks the log up to it, sets aside what is newer, and puts its state back.
-    /// Returns the next step, the episodes under way where rollouts are ahead of the learner, and what the user should know.
     ///
     /// # Errors
     /// [`TrainerError::Resume`] naming what differs or is missing; a damaged file's own error.
-    pub(super) fn resume(
-        &mut self,
-        resolved: &Value,
-        named: Option<&Path>,
-    ) -> Result<(u64, Option<Vec<u8>>, Vec<String>), TrainerError> {
+    pub(super) fn resume(&mut self, resolved: &Value, named: Option<&Path>) -> Result<Resumed, TrainerError> {
         let config = self.folder.path().join("config.resolved.json");
         // A run that ended before it wrote its config has done nothing that could differ.
         let old = if config.exists() { read_json(&config)? } else { resolved.clone() };
@@ -81,7 +87,7 @@ impl Parts<'_> {
                 toggle.measure(step, &self.log.read_step(step as u32)?);
             }
         }
-        Ok((step, checkpoint.and_then(|checkpoint| checkpoint.rollout), notes))
+        Ok(Resumed { step, under_way: checkpoint.and_then(|checkpoint| checkpoint.rollout), notes })
     }
 
     /// Refuses a checkpoint of another run or with other policies; says what may cost the bits' equality.
