@@ -40,7 +40,7 @@ fn set(outputs: usize, inputs: usize, bf16_weights: bool) -> (WeightSet, Vec<f32
 }
 
 fn product(level: Level, weights: &WeightSet, n: usize, k: usize, x: &[f32], rows: usize) -> Vec<f32> {
-    let packed = Packed::new(level, weights, "head", [n, k], k % 2 == 0).unwrap();
+    let packed = Packed::new(level, weights, "head", [n, k], k.is_multiple_of(2)).unwrap();
     let stride = packed.output_stride();
     let mut y = vec![0.0; rows * stride];
     packed.multiply(x, k, rows, None, &mut y, Mode::Store);
