@@ -167,9 +167,18 @@ mod tests {
             (error.to_string().as_str(), error.exit_code()),
             ("run.device: libcuda.so is not found", 2)
         );
-        assert_eq!(decide::<i32>(Device::Auto, || Err(BESIDE.to_owned())).unwrap().unwrap_err().len(), 1);
         // Nothing is looked for.
         assert_eq!(decide::<i32>(Device::Cpu, || panic!("looked")).unwrap(), Err(Vec::new()));
+    }
+
+    #[test]
+    fn no_card_is_taken_beside_an_update() {
+        let mut config = Config::default();
+        config.rollout.mode = RolloutMode::Async;
+        config.run.device = Device::Auto;
+        assert_eq!(find(&config, &[]).ok().unwrap().notes, [format!("on the CPU, not on a card: {BESIDE}")]);
+        config.run.device = Device::Cuda;
+        assert_eq!(find(&config, &[]).err().unwrap().to_string(), format!("run.device: {BESIDE}"));
     }
 
     fn shape(layers: usize) -> ModelShape {
