@@ -54,12 +54,16 @@ DEVICE void take_queries(Queries& to, const Attention& what, const Row& row, u32
 // Begins to bring a chunk's keys and values; positions from `limit` on are 0, for nobody may have written them.
 DEVICE void fetch(Buffers& to, u32 stage, const Attention& what, const Row& row, u32 kv_head, u32 chunk, u32 limit) {
   constexpr u32 PARTS = PADDED / 8;
+  static_assert(CHUNK == WARP, "a lane finds the page of one position for its warp");
+  const u32 own = chunk + threadIdx.x % WARP;
+  const u64 page = own < limit ? page_of(what, row, 0, kv_head, own) - what.pool : 0;
+  const u64 to_values_too = (u64)what.paging.kv_heads * what.paging.block_tokens * HEAD_DIM;
+  // A multiple of a warp: all lanes go round as often.
   for (u32 i = threadIdx.x; i < CHUNK * PARTS; i += blockDim.x) {
     const u32 key = i / PARTS, part = i % PARTS * 8;
-    const u32 position = chunk + key;
-    const bool there = position < limit && part < HEAD_DIM;
-    const Element* keys = there ? page_of(what, row, 0, kv_head, position) + part : what.pool;
-    const Element* values = there ? page_of(what, row, 1, kv_head, position) + part : what.pool;
+    const bool there = chunk + key < limit && part < HEAD_DIM;
+    const Element* keys = what.pool + __shfl_sync(WHOLE_WARP, page, key) + (there ? part : 0);
+    const Element* values = keys + (there ? to_values_too : 0);
     Bf16* to_keys = to.keys[stage] + key * STRIDE + part;
     Bf16* to_values = to.values[stage] + key * STRIDE + part;
     if (HEAD_DIM % 8 == 0) {
@@ -168,6 +172,7 @@ DEVICE void fold_split(Fold& fold, const Queries& queries, const Attention& what
 // Blocks along x take tiles, along y KV heads.
 KERNEL(128) attend_prefill(const u32* count, const Tile* tiles, Attention what, Element* out) {
   __shared__ __align__(16) Buffers buffers;
+  after_those_before();
   if (blockIdx.x >= *count) return;
   const Tile tile = tiles[blockIdx.x];
   const Row row = what.rows[tile.row];
@@ -211,6 +216,7 @@ KERNEL(128) attend_prefill(const u32* count, const Tile* tiles, Attention what, 
 // Blocks along x take rows of one token, along y KV heads and every 16 heads of their groups, along z splits.
 KERNEL(32) attend_decode(const u32* count, Attention what, Share* shares, float* partial) {
   __shared__ __align__(16) Buffers buffers;
+  after_those_before();
   if (blockIdx.x >= *count) return;
   const Row row = what.rows[blockIdx.x];
   const u32 limit = row.start + 1, split = blockIdx.z;

@@ -47,6 +47,7 @@ DEVICE void fold_split(Fold& fold, const Attention& what, const Row& row, const 
 
 // Blocks along x take tiles, along y KV heads.
 KERNEL(128) attend_prefill(const u32* count, const Tile* tiles, Attention what, Element* out) {
+  after_those_before();
   if (blockIdx.x >= *count) return;
   const Tile tile = tiles[blockIdx.x];
   const Row row = what.rows[tile.row];
@@ -74,6 +75,7 @@ KERNEL(128) attend_prefill(const u32* count, const Tile* tiles, Attention what, 
 
 // Blocks along x take rows of one token, along y KV heads and every 16 heads of their groups, along z splits.
 KERNEL(32) attend_decode(const u32* count, Attention what, Share* shares, float* partial) {
+  after_those_before();
   if (blockIdx.x >= *count) return;
   const Row row = what.rows[blockIdx.x];
   const u32 sees = row.start + 1, split = blockIdx.z;

@@ -3,6 +3,7 @@
 
 KERNEL(64) merge_splits(const u32* count, const Row* rows, const Share* shares, const float* partial, Element* out,
                         u32 splits) {
+  after_those_before();
   if (blockIdx.x >= *count) return;
   const Row row = rows[blockIdx.x];
   const u32 heads = gridDim.y;

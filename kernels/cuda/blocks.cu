@@ -3,6 +3,7 @@
 #include "device.cuh"
 
 KERNEL(256) copy_blocks(const u32* count, const u32* pairs, u32* pool, u64 block_words) {
+  after_those_before();
   if (blockIdx.y >= *count) return;
   const u32* from = pool + pairs[2 * blockIdx.y] * block_words;
   u32* to = pool + pairs[2 * blockIdx.y + 1] * block_words;

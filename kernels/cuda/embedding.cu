@@ -2,6 +2,7 @@
 #include "element.cuh"
 
 KERNEL(256) embed(const u32* count, const Token* tokens, const Element* table, float* hidden, u32 width) {
+  after_those_before();
   const u32 token = blockIdx.x;
   if (token >= *count) return;
   const Element* from = table + (u64)tokens[token].id * width;

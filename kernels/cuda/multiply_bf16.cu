@@ -1,95 +1,217 @@
-// y (+)= x · wᵀ (+ bias) on tensor cores: x is [rows, inputs] and w [outputs, inputs] in bf16, y [rows, outputs] in f32.
+// Products x · wᵀ on tensor cores: x is [rows, inputs] and w [outputs, inputs] in bf16, sums are f32.
 //
-// One tiling for every number of rows: a block makes 64 × 64 elements, its four warps 16 columns each, in steps of 16
-// inputs in ascending order; fragments of 16 rows that hold none are left out. So an element's bits depend on its own
-// row and column alone.
+// An element's sum has one order, whatever the number of rows and the tiling: inputs come in segments, whose length is
+// a matter of w's sizes alone; a segment is summed 16 inputs at a time in ascending order, and segments are added up in
+// ascending order, here or by whoever reads their sums. So an element's bits depend on its own row and column alone.
+//
+// A warp takes FRAGMENTS × 16 rows and PAIRS × 16 columns; a block has four warps across and ROW_WARPS down.
 #include "element.cuh"
+#include "exponential.cuh"
 #include "tensor_core.cuh"
 
-constexpr u32 TILE = 64, DEPTH = 32, STAGES = 4;
+constexpr u32 DEPTH = 32;
 // Rows of shared memory are 80 bytes apart: the eight rows of a matrix lie in different banks.
 constexpr u32 STRIDE = DEPTH + 8;
 
-struct Stage {
-  Bf16 x[TILE * STRIDE];
-  Bf16 w[TILE * STRIDE];
+struct Operands {
+  const Bf16* x;
+  const Bf16* w;
+  u32 outputs; // rows of w; of a gated product half of them
+  u32 inputs;
 };
 
-// Brings `lines` rows of DEPTH elements from `from` on; what lies outside of the matrix is 0.
-DEVICE void fetch(Bf16* to, const Bf16* from, u32 first, u32 lines, u32 all, u32 k0, u32 inputs, bool whole) {
+// Which row of w a tile has in a line. Plain: one after the other. Gated: w has `outputs` gates, then as many ups, and a
+// tile eight gates and then their eight ups, so that one lane gets both sums of an element.
+template <bool GATED>
+DEVICE u32 row_of_w(u32 column0, u32 line, u32 outputs, bool& there) {
+  const u32 column = GATED ? column0 + line / 16 * 8 + line % 8 : column0 + line;
+  there = column < outputs;
+  return GATED ? line % 16 / 8 * outputs + column : column;
+}
+
+// Begins to bring DEPTH inputs from `k0` on of `lines` rows; what lies outside of the matrix is 0.
+template <class RowOf>
+DEVICE void fetch(Bf16* to, const Bf16* from, u32 lines, u32 k0, u32 inputs, bool whole, RowOf row_of) {
   if (whole) {
     for (u32 i = threadIdx.x; i < lines * (DEPTH / 8); i += blockDim.x) {
       const u32 line = i / (DEPTH / 8), k = i % (DEPTH / 8) * 8;
-      const bool there = first + line < all && k0 + k < inputs;
-      copy_async(to + line * STRIDE + k, there ? from + (u64)(first + line) * inputs + k0 + k : from, there);
+      bool there = true;
+      const u64 row = row_of(line, there);
+      there = there && k0 + k < inputs;
+      copy_async(to + line * STRIDE + k, there ? from + row * inputs + k0 + k : from, there);
     }
   } else {
     for (u32 i = threadIdx.x; i < lines * DEPTH; i += blockDim.x) {
       const u32 line = i / DEPTH, k = i % DEPTH;
-      const bool there = first + line < all && k0 + k < inputs;
-      to[line * STRIDE + k] = there ? from[(u64)(first + line) * inputs + k0 + k] : Bf16{0};
+      bool there = true;
+      const u64 row = row_of(line, there);
+      there = there && k0 + k < inputs;
+      to[line * STRIDE + k] = there ? from[row * inputs + k0 + k] : Bf16{0};
     }
   }
 }
 
-KERNEL(128) multiply(const u32* count, const Bf16* x, const Bf16* w, const Bf16* bias, float* y, u32 outputs,
-                     u32 inputs, u32 add) {
-  __shared__ __align__(16) Stage stages[STAGES];
-  const u32 rows = *count;
-  const u32 row0 = blockIdx.y * TILE, column0 = blockIdx.x * TILE;
-  if (row0 >= rows) return;
-  const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-  const u32 fragments = min((rows - row0 + 15) / 16, TILE / 16);
-  // Copies of 16 bytes need rows that begin at multiples of it.
-  const bool whole = inputs % 8 == 0 && ((u64)x | (u64)w) % 16 == 0;
-  const u32 steps = (inputs + DEPTH - 1) / DEPTH;
-  float sums[TILE / 16][2][4] = {};
+template <u32 ROW_WARPS, u32 FRAGMENTS, u32 PAIRS, u32 STAGES>
+struct Tiling {
+  static constexpr u32 WARP_ROWS = FRAGMENTS * 16, ROWS = ROW_WARPS * WARP_ROWS, COLUMNS = 4 * PAIRS * 16;
+  static constexpr u32 STAGE = (ROWS + COLUMNS) * STRIDE;
 
-  for (u32 step = 0; step + 1 < STAGES; ++step) {
-    if (step < steps) {
-      fetch(stages[step].x, x, row0, fragments * 16, rows, step * DEPTH, inputs, whole);
-      fetch(stages[step].w, w, column0, TILE, outputs, step * DEPTH, inputs, whole);
+  // Sums the inputs from `from` on and below `to`, which are whole segments of `segment` inputs. `give` gets a row, a
+  // group of 16 columns of the tile, which eight rows of a fragment it is of, and the lane's sums of the fragment.
+  template <bool GATED, class Give>
+  DEVICE_MEMBER static void run(const u32* count, const Operands& of, u32 from, u32 to, u32 segment, Give give) {
+    DYNAMIC_SHARED(shared);
+    Bf16* stages = (Bf16*)shared;
+    const u32 row0 = blockIdx.y * ROWS, column0 = blockIdx.x * (GATED ? COLUMNS / 2 : COLUMNS);
+    const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, across = warp % 4, down = warp / 4;
+    const u32 steps = (to - from + DEPTH - 1) / DEPTH, turn = segment / DEPTH;
+    // Copies of 16 bytes need rows that begin at multiples of it.
+    const bool whole = of.inputs % 8 == 0 && ((u64)of.x | (u64)of.w) % 16 == 0;
+    const auto fetch_w = [&](u32 step) {
+      fetch(stages + step % STAGES * STAGE + ROWS * STRIDE, of.w, COLUMNS, from + step * DEPTH, of.inputs, whole,
+            [&](u32 line, bool& there) { return row_of_w<GATED>(column0, line, of.outputs, there); });
+    };
+    // No kernel before this one writes weights.
+    for (u32 step = 0; step + 1 < STAGES; ++step) {
+      if (step < steps) fetch_w(step);
     }
-    commit_copies();
-  }
-  for (u32 step = 0; step < steps; ++step) {
-    wait_copies<STAGES - 2>();
-    // The step's data is there for all threads, and all are done with the stage that is filled next.
-    __syncthreads();
-    const u32 next = step + STAGES - 1;
-    if (next < steps) {
-      fetch(stages[next % STAGES].x, x, row0, fragments * 16, rows, next * DEPTH, inputs, whole);
-      fetch(stages[next % STAGES].w, w, column0, TILE, outputs, next * DEPTH, inputs, whole);
+    after_those_before();
+    const u32 rows = *count;
+    if (row0 >= rows) return;
+    const u32 lines = min((rows - row0 + 15) / 16 * 16, ROWS);
+    const u32 mine = row0 + down * WARP_ROWS;
+    const u32 fragments = mine < rows ? min((rows - mine + 15) / 16, FRAGMENTS) : 0;
+    const auto fetch_x = [&](u32 step) {
+      fetch(stages + step % STAGES * STAGE, of.x, lines, from + step * DEPTH, of.inputs, whole,
+            [&](u32 line, bool& there) {
+              there = row0 + line < rows;
+              return row0 + line;
+            });
+    };
+    for (u32 step = 0; step + 1 < STAGES; ++step) {
+      if (step < steps) fetch_x(step);
+      commit_copies();
     }
-    commit_copies();
-    const Stage& stage = stages[step % STAGES];
-    for (u32 k = 0; k < DEPTH; k += 16) {
-      // Matrices of w: (columns 0–7, k 0–7), (0–7, 8–15), (8–15, 0–7), (8–15, 8–15).
-      u32 b[4];
-      load_matrices(b, stage.w + (warp * 16 + lane / 16 * 8 + lane % 8) * STRIDE + k + lane / 8 % 2 * 8);
+    float sums[FRAGMENTS][PAIRS][2][4] = {}, total[FRAGMENTS][PAIRS][2][4] = {};
+    u32 until = turn;
+    for (u32 step = 0; step < steps; ++step) {
+      wait_copies<STAGES - 2>();
+      // The step's data is there for all threads, and all are done with the stage that is filled next.
+      __syncthreads();
+      if (step + STAGES - 1 < steps) {
+        fetch_w(step + STAGES - 1);
+        fetch_x(step + STAGES - 1);
+      }
+      commit_copies();
+      const Bf16* x = stages + step % STAGES * STAGE;
+      const Bf16* w = x + ROWS * STRIDE;
 #pragma unroll
-      for (u32 f = 0; f < TILE / 16; ++f) {
-        if (f < fragments) {
-          u32 a[4];
-          load_matrices(a, stage.x + (f * 16 + lane % 16) * STRIDE + k + lane / 16 * 8);
-          multiply_add(sums[f][0], a, b[0], b[1]);
-          multiply_add(sums[f][1], a, b[2], b[3]);
+      for (u32 k = 0; k < DEPTH; k += 16) {
+        // Matrices of w: (columns 0–7, k 0–7), (0–7, 8–15), (8–15, 0–7), (8–15, 8–15).
+        u32 b[PAIRS][4];
+#pragma unroll
+        for (u32 p = 0; p < PAIRS; ++p) {
+          const u32 line = (across * PAIRS + p) * 16 + lane / 16 * 8 + lane % 8;
+          load_matrices(b[p], w + line * STRIDE + k + lane / 8 % 2 * 8);
         }
+#pragma unroll
+        for (u32 f = 0; f < FRAGMENTS; ++f) {
+          if (f >= fragments) continue;
+          u32 a[4];
+          load_matrices(a, x + (down * WARP_ROWS + f * 16 + lane % 16) * STRIDE + k + lane / 16 * 8);
+#pragma unroll
+          for (u32 p = 0; p < PAIRS; ++p) {
+            multiply_add(sums[f][p][0], a, b[p][0], b[p][1]);
+            multiply_add(sums[f][p][1], a, b[p][2], b[p][3]);
+          }
+        }
+      }
+      if (step + 1 != until && step + 1 != steps) continue;
+      until += turn;
+#pragma unroll
+      for (u32 f = 0; f < FRAGMENTS; ++f) {
+#pragma unroll
+        for (u32 p = 0; p < PAIRS; ++p) {
+#pragma unroll
+          for (u32 i = 0; i < 8; ++i) {
+            total[f][p][i / 4][i % 4] += sums[f][p][i / 4][i % 4];
+            sums[f][p][i / 4][i % 4] = 0.0f;
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (u32 f = 0; f < FRAGMENTS; ++f) {
+#pragma unroll
+      for (u32 half = 0; half < 2; ++half) {
+        const u32 row = mine + f * 16 + lane / 4 + half * 8;
+        if (row >= rows) continue;
+#pragma unroll
+        for (u32 p = 0; p < PAIRS; ++p) give(row, across * PAIRS + p, half, total[f][p]);
       }
     }
   }
 
+  // y[z][row][output]: the sums of `part` inputs, whole segments, for each z; `apart` elements between two z.
+  DEVICE_MEMBER static void plain(const u32* count, const Bf16* x, const Bf16* w, float* y, u32 outputs, u32 inputs,
+                                  u32 segment, u32 part, u64 apart) {
+    const u32 from = blockIdx.z * part, to = min(from + part, inputs);
+    y += blockIdx.z * apart;
+    const u32 column0 = blockIdx.x * COLUMNS + threadIdx.x % 4 * 2;
+    run<false>(count, Operands{x, w, outputs, inputs}, from, to, segment,
+               [&](u32 row, u32 group, u32 half, const float(&sums)[2][4]) {
 #pragma unroll
-  for (u32 f = 0; f < TILE / 16; ++f) {
-#pragma unroll
-    for (u32 i = 0; i < 8; ++i) {
-      const u32 row = row0 + f * 16 + lane / 4 + i / 2 % 2 * 8;
-      const u32 column = column0 + warp * 16 + i / 4 * 8 + lane % 4 * 2 + i % 2;
-      if (row >= rows || column >= outputs) continue;
-      float* to = y + (u64)row * outputs + column;
-      const float sum = sums[f][i / 4][i % 4];
-      const float value = bias ? sum + to_float(bias[column]) : sum;
-      *to = add ? *to + value : value;
-    }
+                 for (u32 i = 0; i < 4; ++i) {
+                   const u32 column = column0 + group * 16 + i / 2 * 8 + i % 2;
+                   if (column < outputs) y[(u64)row * outputs + column] = sums[i / 2][half * 2 + i % 2];
+                 }
+               });
   }
+
+  // to[row][output] = silu(gate) · up.
+  DEVICE_MEMBER static void gated(const u32* count, const Bf16* x, const Bf16* w, Bf16* to, u32 outputs, u32 inputs) {
+    const u32 column0 = blockIdx.x * (COLUMNS / 2) + threadIdx.x % 4 * 2;
+    run<true>(count, Operands{x, w, outputs, inputs}, 0, inputs, inputs + DEPTH,
+              [&](u32 row, u32 group, u32 half, const float(&sums)[2][4]) {
+#pragma unroll
+                for (u32 i = 0; i < 2; ++i) {
+                  const u32 column = column0 + group * 8 + i;
+                  if (column >= outputs) continue;
+                  const float gate = sums[0][half * 2 + i], up = sums[1][half * 2 + i];
+                  store(to + (u64)row * outputs + column, gate / (1.0f + exponential(-gate)) * up);
+                }
+              });
+  }
+};
+
+// For up to 16 rows, up to 64, and more; launches.rs knows their sizes.
+typedef Tiling<1, 1, 1, 6> Few;
+typedef Tiling<1, 4, 1, 4> Some;
+typedef Tiling<2, 4, 2, 4> Many;
+
+KERNEL(128) multiply_few(const u32* count, const Bf16* x, const Bf16* w, float* y, u32 outputs, u32 inputs,
+                         u32 segment, u32 part, u64 apart) {
+  Few::plain(count, x, w, y, outputs, inputs, segment, part, apart);
+}
+
+KERNEL(128) multiply_some(const u32* count, const Bf16* x, const Bf16* w, float* y, u32 outputs, u32 inputs,
+                          u32 segment, u32 part, u64 apart) {
+  Some::plain(count, x, w, y, outputs, inputs, segment, part, apart);
+}
+
+KERNEL(256) multiply_many(const u32* count, const Bf16* x, const Bf16* w, float* y, u32 outputs, u32 inputs,
+                          u32 segment, u32 part, u64 apart) {
+  Many::plain(count, x, w, y, outputs, inputs, segment, part, apart);
+}
+
+KERNEL(128) gate_few(const u32* count, const Bf16* x, const Bf16* w, Bf16* to, u32 outputs, u32 inputs) {
+  Few::gated(count, x, w, to, outputs, inputs);
+}
+
+KERNEL(128) gate_some(const u32* count, const Bf16* x, const Bf16* w, Bf16* to, u32 outputs, u32 inputs) {
+  Some::gated(count, x, w, to, outputs, inputs);
+}
+
+KERNEL(256) gate_many(const u32* count, const Bf16* x, const Bf16* w, Bf16* to, u32 outputs, u32 inputs) {
+  Many::gated(count, x, w, to, outputs, inputs);
 }

@@ -1,4 +1,4 @@
-// y (+)= x · wᵀ (+ bias) in f32: x is [rows, inputs], w [outputs, inputs], y [rows, outputs].
+// y = x · wᵀ in f32: x is [rows, inputs], w [outputs, inputs], y [rows, outputs].
 //
 // An output element is one chain of fused multiply-adds over the inputs in ascending order, as on the CPU: its bits do
 // not depend on the number of rows. A block makes 64 × 64 elements, a thread 4 × 4.
@@ -6,10 +6,10 @@
 
 constexpr u32 TILE = 64, DEPTH = 16, EACH = 4, SIDE = TILE / EACH;
 
-KERNEL(256) multiply(const u32* count, const float* x, const float* w, const float* bias, float* y, u32 outputs,
-                     u32 inputs, u32 add) {
+KERNEL(256) multiply(const u32* count, const float* x, const float* w, float* y, u32 outputs, u32 inputs) {
   // One more than the tile, so that the transposing stores go to different banks.
   __shared__ float xs[DEPTH][TILE + 1], ws[DEPTH][TILE + 1];
+  after_those_before();
   const u32 rows = *count;
   const u32 row0 = blockIdx.y * TILE, column0 = blockIdx.x * TILE;
   if (row0 >= rows) return;
@@ -36,9 +36,7 @@ KERNEL(256) multiply(const u32* count, const float* x, const float* w, const flo
     for (u32 c = 0; c < EACH; ++c) {
       const u32 row = row0 + down + r * SIDE, column = column0 + across + c * SIDE;
       if (row >= rows || column >= outputs) continue;
-      float* to = y + (u64)row * outputs + column;
-      const float value = bias ? sums[r][c] + bias[column] : sums[r][c];
-      *to = add ? *to + value : value;
+      y[(u64)row * outputs + column] = sums[r][c];
     }
   }
 }

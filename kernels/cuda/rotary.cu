@@ -1,4 +1,4 @@
-// From the fused projection to attention: norms each head of q and k (where the model does), rotates them (the pair of
+// From the fused projection, whose sums come in parts, to attention: adds them up and the bias, norms each head of q and k (where the model does), rotates them (the pair of
 // element i is i + HEAD_DIM / 2), scales q, and writes q for attention and k and v to their pages. A warp takes a head;
 // blocks along x take tokens, along y four heads each, in the order q, k, v.
 #include "element.cuh"
@@ -8,22 +8,30 @@
 constexpr u32 HALF = HEAD_DIM / 2;
 constexpr u32 PAIRS = (HALF + WARP - 1) / WARP;
 
-KERNEL(128) turn_heads(const u32* count, const Token* tokens, const float* qkv, const Element* q_norm,
-                       const Element* k_norm, float epsilon, const float* angles, float scale, Element* queries,
-                       Element* pool, Paging paging, u32 layer, u32 heads) {
+KERNEL(128) turn_heads(const u32* count, const Token* tokens, const float* sums, u32 parts, u64 apart,
+                       const Element* bias, const Element* q_norm, const Element* k_norm, float epsilon,
+                       const float* angles, float scale, Element* queries, Element* pool, Paging paging, u32 layer,
+                       u32 heads) {
+  after_those_before();
   const u32 token = blockIdx.x;
   const u32 head = blockIdx.y * (blockDim.x / WARP) + threadIdx.x / WARP;
   const u32 all = heads + 2 * paging.kv_heads;
   if (token >= *count || head >= all) return;
   const u32 lane = threadIdx.x % WARP;
   const bool is_q = head < heads, is_v = head >= heads + paging.kv_heads;
-  const float* from = qkv + ((u64)token * all + head) * HEAD_DIM;
+  sums += ((u64)token * all + head) * HEAD_DIM;
+  const auto projected = [&](u32 i) {
+    float sum = sums[i];
+#pragma unroll 4
+    for (u32 part = 1; part < parts; ++part) sum += sums[part * apart + i];
+    return bias ? sum + to_float(bias[head * HEAD_DIM + i]) : sum;
+  };
 
   float first[PAIRS], second[PAIRS];
   for (u32 j = 0; j < PAIRS; ++j) {
     const u32 i = lane + j * WARP;
-    first[j] = i < HALF ? from[i] : 0.0f;
-    second[j] = i < HALF ? from[i + HALF] : 0.0f;
+    first[j] = i < HALF ? projected(i) : 0.0f;
+    second[j] = i < HALF ? projected(i + HALF) : 0.0f;
   }
   const Element* norm = is_q ? q_norm : k_norm;
   if (!is_v && norm) {

@@ -1,5 +1,7 @@
 // Draws a token a row from its logits, as src/sampling.rs does: greedy, or by the inverse of the distribution
 // function; over ids in ascending order, or where top_k or top_p truncate, over the likeliest first (ties: lower id).
+// A row is looked at in parts by many blocks, twice: for its largest logit, then for the mass of each part; so the block
+// that draws looks at one part only, unless it must truncate.
 //
 // Probability mass is counted in whole units of 2^-44 of the likeliest token's: integer sums have no order, so no bit
 // depends on how threads share the work. Nothing that could be drawn weighs less than a unit.
@@ -9,6 +11,7 @@
 #include "reduce.cuh"
 
 constexpr u32 THREADS = 512, WARPS = THREADS / WARP, BINS = 256;
+constexpr u32 PARTS = WARP; // of a row; launches.rs knows
 constexpr float UNITS = 17592186044416.0f; // 2^44
 
 struct Distribution {
@@ -23,8 +26,31 @@ struct Distribution {
 
 DEVICE u64 mass_of(u32 bits) { return (u64)(__uint_as_float(bits) * UNITS); }
 
+// What is known of a part of a row's logits.
+struct Part {
+  float largest;
+  u32 finite;
+  u64 mass;
+};
+static_assert(sizeof(Part) == 16, "as the host lays it out");
+
+struct Range {
+  u32 from, to;
+};
+
+DEVICE Range range_of(u32 part, u32 vocab) {
+  const u32 length = (vocab + PARTS - 1) / PARTS;
+  return Range{min(part * length, vocab), min(part * length + length, vocab)};
+}
+
+// A row as all that draw from it see it, by the parts that were looked at.
+DEVICE Distribution distribution_of(const float* logits, const Draw& draw, u32 vocab, const Part* parts, u32 row) {
+  const float largest = warp_max(parts[row * PARTS + threadIdx.x % WARP].largest);
+  const float temperature = draw.temperature == 0.0f ? 1.0f : draw.temperature;
+  return Distribution{logits + (u64)row * vocab, vocab, largest, 1.0f / temperature};
+}
+
 struct Shared {
-  float floats[WARPS];
   u64 bins[BINS];
   u64 segments[WARPS];
   u64 sum;
@@ -45,12 +71,13 @@ DEVICE u64 total_of(u32 vocab, Shared& shared, Measure measure) {
   return sum;
 }
 
-// The first id at which the running sum over ids in ascending order exceeds `target`, which is below the sum of all.
+// The first id of the range at which the running sum over ids in ascending order exceeds `target`, which is below the
+// range's sum.
 template <class Measure>
-DEVICE u32 walk(u32 vocab, u64 target, Shared& shared, Measure measure) {
+DEVICE u32 walk(const Range& range, u64 target, Shared& shared, Measure measure) {
   const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-  const u32 length = (vocab + THREADS - 1) / THREADS * WARP;
-  const u32 from = min(warp * length, vocab), to = min(from + length, vocab);
+  const u32 length = (range.to - range.from + THREADS - 1) / THREADS * WARP;
+  const u32 from = min(range.from + warp * length, range.to), to = min(from + length, range.to);
   u64 own = 0;
   for (u32 i = from + lane; i < to; i += WARP) own += measure(i);
   for (u32 apart = WARP / 2; apart > 0; apart /= 2) own += __shfl_xor_sync(WHOLE_WARP, own, apart);
@@ -127,36 +154,76 @@ DEVICE u32 draw_truncated(const Distribution& row, const Draw& draw, u64 mass, S
   const u64 target = __umul64hi(uniform_bits(draw) << 11, mass);
   const Place place = select(row, target, shared, heavy);
   const u64 ties_before = (target - place.above) / mass_of(place.bits);
-  return walk(row.vocab, ties_before, shared, [&](u32 i) -> u64 { return row.bits(i) == place.bits; });
+  return walk(Range{0, row.vocab}, ties_before, shared, [&](u32 i) -> u64 { return row.bits(i) == place.bits; });
+}
+
+// Blocks along x take rows, along y parts.
+KERNEL(256) survey_logits(const u32* count, const float* logits, Part* parts, u32 vocab) {
+  __shared__ float shared[8];
+  after_those_before();
+  if (blockIdx.x >= *count) return;
+  const float* row = logits + (u64)blockIdx.x * vocab;
+  const Range range = range_of(blockIdx.y, vocab);
+  float largest = __uint_as_float(0xff800000u), strays = 0.0f;
+  for (u32 i = range.from + threadIdx.x; i < range.to; i += blockDim.x) {
+    const float logit = row[i];
+    largest = fmaxf(largest, logit);
+    if (!is_finite(logit)) strays = 1.0f;
+  }
+  largest = block_max(largest, shared);
+  strays = block_max(strays, shared);
+  if (threadIdx.x == 0) parts[blockIdx.x * PARTS + blockIdx.y] = Part{largest, strays == 0.0f, 0};
+}
+
+// The same blocks.
+KERNEL(256) weigh_logits(const u32* count, const float* logits, const Draw* draws, Part* parts, u32 vocab) {
+  __shared__ u64 sums[8];
+  after_those_before();
+  if (blockIdx.x >= *count) return;
+  const Distribution row = distribution_of(logits, draws[blockIdx.x], vocab, parts, blockIdx.x);
+  const Range range = range_of(blockIdx.y, vocab);
+  u64 own = 0;
+  for (u32 i = range.from + threadIdx.x; i < range.to; i += blockDim.x) own += mass_of(row.bits(i));
+  for (u32 apart = WARP / 2; apart > 0; apart /= 2) own += __shfl_xor_sync(WHOLE_WARP, own, apart);
+  if (threadIdx.x % WARP == 0) sums[threadIdx.x / WARP] = own;
+  __syncthreads();
+  if (threadIdx.x > 0) return;
+  u64 mass = 0;
+  for (u32 warp = 0; warp < blockDim.x / WARP; ++warp) mass += sums[warp];
+  parts[blockIdx.x * PARTS + blockIdx.y].mass = mass;
 }
 
 // One block a row.
-KERNEL(512) draw_tokens(const u32* count, const float* logits, const Draw* draws, Drawn* drawn, u32 vocab) {
+KERNEL(512) draw_tokens(const u32* count, const float* logits, const Draw* draws, const Part* parts, Drawn* drawn,
+                        u32 vocab) {
   __shared__ Shared shared;
+  after_those_before();
   if (blockIdx.x >= *count) return;
   const Draw draw = draws[blockIdx.x];
-  const bool greedy = draw.temperature == 0.0f;
-  const float temperature = greedy ? 1.0f : draw.temperature;
-  Distribution row = {logits + (u64)blockIdx.x * vocab, vocab, 0.0f, 1.0f / temperature};
-  float largest = __uint_as_float(0xff800000u);
-  for (u32 i = threadIdx.x; i < vocab; i += THREADS) largest = fmaxf(largest, row.logits[i]);
-  row.largest = block_max(largest, shared.floats);
-  if (total_of(vocab, shared, [&](u32 i) -> u64 { return !is_finite(row.logits[i]); }) > 0) {
+  const Distribution row = distribution_of(logits, draw, vocab, parts, blockIdx.x);
+  parts += blockIdx.x * PARTS;
+  if (__ballot_sync(WHOLE_WARP, parts[threadIdx.x % WARP].finite != 0) != WHOLE_WARP) {
     if (threadIdx.x == 0) drawn[blockIdx.x] = Drawn{0, 0.0f, 0, 0};
     return;
   }
-  const u64 mass = total_of(vocab, shared, [&](u32 i) -> u64 { return mass_of(row.bits(i)); });
+  u64 mass = 0;
+  for (u32 part = 0; part < PARTS; ++part) mass += parts[part].mass;
   u32 id;
-  if (greedy) {
-    id = walk(vocab, 0, shared, [&](u32 i) -> u64 { return row.logits[i] >= row.largest; });
+  if (draw.temperature == 0.0f) {
+    u32 part = 0;
+    while (parts[part].largest < row.largest) ++part;
+    id = walk(range_of(part, vocab), 0, shared, [&](u32 i) -> u64 { return row.logits[i] >= row.largest; });
   } else if ((draw.top_k == 0 || draw.top_k >= vocab) && draw.top_p >= 1.0f) {
-    const u64 target = __umul64hi(uniform_bits(draw) << 11, mass);
-    id = walk(vocab, target, shared, [&](u32 i) -> u64 { return mass_of(row.bits(i)); });
+    u64 target = __umul64hi(uniform_bits(draw) << 11, mass);
+    u32 part = 0;
+    while (target >= parts[part].mass) target -= parts[part++].mass;
+    id = walk(range_of(part, vocab), target, shared, [&](u32 i) -> u64 { return mass_of(row.bits(i)); });
   } else {
     id = draw_truncated(row, draw, mass, shared);
   }
   if (threadIdx.x == 0) {
-    const double scaled = (double)(row.logits[id] - row.largest) / (double)temperature;
+    const double temperature = draw.temperature == 0.0f ? 1.0 : (double)draw.temperature;
+    const double scaled = (double)(row.logits[id] - row.largest) / temperature;
     const double logprob = scaled - log((double)mass / (double)UNITS);
     drawn[blockIdx.x] = Drawn{id, (float)logprob, 1, 0};
   }

@@ -3,6 +3,7 @@
 #include "exponential.cuh"
 
 KERNEL(256) swiglu(const u32* count, const float* gate_up, Element* to, u32 ffn) {
+  after_those_before();
   const u32 row = blockIdx.y;
   const u32 i = blockIdx.x * blockDim.x + threadIdx.x;
   if (row >= *count || i >= ffn) return;

@@ -8,6 +8,7 @@ mod emulated;
 mod fixture;
 
 use std::ffi::c_void;
+use std::sync::{Mutex, OnceLock};
 
 use emulated::{Emulated, Library};
 use fixture::{
@@ -16,10 +17,10 @@ use fixture::{
 };
 use half::bf16;
 use parl_kernels::KernelError;
-use parl_kernels::backend::{Backend, Draw, Drawn, Plan, Sampling};
+use parl_kernels::backend::{Backend, Draw, Drawn, Plan, PlanRow, Sampling};
 use parl_kernels::cpu::{CpuBackend, Level};
 use parl_kernels::cuda::CudaBackend;
-use parl_kernels::cuda::cache::InMemory;
+use parl_kernels::cuda::cache::{Cubins, InMemory};
 use parl_kernels::cuda::card::Card;
 use parl_kernels::cuda::driver::Driver;
 use parl_kernels::cuda::step::Limits;
@@ -27,10 +28,25 @@ use parl_kernels::rng::philox4x32;
 use parl_kernels::shape::ModelShape;
 use parl_kernels::weights::{Dtype, WeightSet};
 
+/// One for all tests, so that a kernel is compiled once.
+struct Shared;
+
+static COMPILED: OnceLock<Mutex<InMemory>> = OnceLock::new();
+
+impl Cubins for Shared {
+    fn get(&self, key: &str) -> Option<Vec<u8>> {
+        COMPILED.get_or_init(Mutex::default).lock().unwrap().get(key)
+    }
+
+    fn keep(&mut self, key: &str, sealed: &[u8]) {
+        COMPILED.get_or_init(Mutex::default).lock().unwrap().keep(key, sealed);
+    }
+}
+
 /// The emulator, or the card whose number `PARL_CARD` gives.
 fn driver() -> Box<dyn Driver> {
     match std::env::var("PARL_CARD") {
-        Ok(number) => Box::new(Card::open(number.parse().unwrap(), Box::new(InMemory::default())).unwrap()),
+        Ok(number) => Box::new(Card::open(number.parse().unwrap(), Box::new(Shared)).unwrap()),
         Err(_) => Box::new(Emulated::running()),
     }
 }
@@ -274,6 +290,55 @@ fn a_prefill_may_be_cut_anywhere_and_decode_has_its_bits() {
         let wanted = bits(&whole);
         assert_eq!(pieces(&[3, 250, 259, 1, 1, 1, 15], 16), wanted, "{element:?}");
         assert_eq!(pieces(&[&[500][..], &[1; 30]].concat(), 7), wanted, "{element:?}");
+    }
+}
+
+#[test]
+fn every_tiling_sums_in_one_order() {
+    // Wide enough for segments of inputs in all products, whose last ones are short.
+    let shape = ModelShape { hidden: 288, ffn: 424, heads: 9, kv_heads: 3, head_dim: 32, layers: 1, ..base() };
+    let sequence = tokens(&shape, 4, 150);
+    let plain = rounded(&tensors(&shape, 1)).1;
+    let of = |sizes: &[usize]| {
+        let mut backend =
+            on_card(weights(&shape, Dtype::Bf16), 10, BLOCK_TOKENS, Limits { tokens: 150, rows: 150 });
+        let (mut at, mut all) = (0, Vec::new());
+        for &size in sizes {
+            let blocks: Vec<u32> = (0..10).collect();
+            let piece = plan(vec![row(&sequence[at..at + size], at as u32, &blocks, None)]);
+            all.extend(logits(&mut backend, &piece).remove(0));
+            at += size;
+        }
+        all
+    };
+    let whole = of(&[150]);
+    let (farthest, divergence) = apart(&whole, &reference(&shape, &plain, &sequence));
+    assert!(divergence <= 1e-3, "{farthest} {divergence}");
+    assert_eq!(bits(&of(&[100, 17, 16, 1, 15, 1])), bits(&whole));
+}
+
+/// On a card a thousand times, and for every batch up to 64.
+#[test]
+fn launches_repeat_and_batches_do_not_matter() {
+    let on_card_itself = std::env::var("PARL_CARD").is_ok();
+    let (times, batches) = if on_card_itself { (1000, (1..=64).collect()) } else { (2, vec![1, 2, 17]) };
+    let most = *batches.last().unwrap();
+    let shape = ModelShape { hidden: 288, ffn: 424, heads: 9, kv_heads: 3, head_dim: 32, layers: 2, ..base() };
+    let limits = Limits { tokens: 1024, rows: 64 };
+    let mut backend = on_card(weights(&shape, Dtype::Bf16), 2 * most, BLOCK_TOKENS, limits);
+    let prompts =
+        (0..most).map(|i| row(&tokens(&shape, u64::from(i), 16), 0, &[2 * i], None)).collect::<Vec<_>>();
+    drawn(&mut backend, &plan(prompts));
+    let rows: Vec<_> = (0..most)
+        .map(|i| row(&[i % 100], 16, &[2 * i, 2 * i + 1], Some(draw(u64::from(i), 17))))
+        .collect();
+    let mut of = |rows: &[PlanRow]| drawn_bits(&drawn(&mut backend, &plan(rows.to_vec())));
+    let alone: Vec<_> = rows.iter().flat_map(|row| of(std::slice::from_ref(row))).collect();
+    for batch in batches {
+        assert_eq!(of(&rows[..batch as usize]), alone[..batch as usize], "a batch of {batch}");
+    }
+    for time in 0..times {
+        assert_eq!(of(&rows[..7]), alone[..7], "time {time}");
     }
 }
 

@@ -68,7 +68,7 @@ fn kernels_come_in_the_order_of_the_forward_pass() {
         let body = [&LAYER[..3], attention, &LAYER[5..]].concat();
         [&["embed"][..], &body.repeat(3)].concat()
     };
-    let head = ["rms_norm", "multiply", "draw_tokens"];
+    let head = ["rms_norm", "multiply", "survey_logits", "weigh_logits", "draw_tokens"];
 
     submit(&mut backend, &plan(decode_rows(2)));
     let wanted = [&layer(&LAYER[3..5])[..], &head].concat();
@@ -90,6 +90,33 @@ fn kernels_come_in_the_order_of_the_forward_pass() {
     assert_eq!(since(&mut backend, seen), wanted);
     let copied = launches(&mut backend, "copy_blocks");
     assert_eq!(copied.iter().map(|l| l.blocks[1]).collect::<Vec<_>>(), [2, 1]);
+}
+
+#[test]
+fn products_are_tiled_by_the_rows_and_cut_by_the_weights() {
+    let shape = ModelShape { hidden: 512, ffn: 1024, ..base() };
+    let all = tensors(&shape, 1).into_iter();
+    let all = all.map(|(name, x)| (name, x.into_iter().map(half::bf16::from_f32).collect())).collect();
+    let mut backend =
+        CudaBackend::new(Emulated::recording(), Limits { tokens: 512, rows: 512 }).unwrap();
+    backend.reserve_kv(1024, BLOCK_TOKENS).unwrap();
+    backend.install(SET, WeightSet::from_bf16(shape, 1, all).unwrap()).unwrap();
+    let layer = |size: &str| {
+        ["rms_norm", "sums", "turn_heads", "attend_decode", "merge_splits", "sums", "rms_norm", "gate", "sums"]
+            .map(|name| match name {
+                "sums" => format!("multiply_{size}"),
+                "gate" => format!("gate_{size}"),
+                other => other.to_owned(),
+            })
+    };
+    for (rows, size) in [(1, "few"), (16, "few"), (24, "some"), (128, "some"), (160, "many"), (512, "many")] {
+        let from = backend.driver().kernels().len();
+        submit(&mut backend, &plan(decode_rows(rows)));
+        assert_eq!(since(&mut backend, from)[1..10], layer(size), "{rows} rows");
+        // 1024 inputs of 512 outputs: eight segments, each with blocks of its own.
+        let down = launches(&mut backend, &format!("multiply_{size}"));
+        assert_eq!(down[2].blocks[2], 8, "{rows} rows");
+    }
 }
 
 fn launches(backend: &mut CudaBackend<Emulated>, kernel: &str) -> Vec<Launch> {

@@ -36,6 +36,8 @@ fn what_is_measured_on_a_card_is_measured_on_the_cpu() {
     let decode = measured("decode", "bf16");
     let rows: Vec<&Value> = decode["decode"].as_array().unwrap().iter().map(|row| &row["batch"]).collect();
     assert_eq!(rows, [&json!(1), &json!(3)]);
+    let mixed = measured("mixed", "bf16");
+    assert_eq!(mixed["requests"], 4, "{mixed}");
     let share = measured("share", "f32");
     // Four agents of 64 + 32 tokens, of which the last that is drawn is not computed.
     assert_eq!(share["apart"]["computed_tokens"], 4 * (64 + 32 + 31));
@@ -49,7 +51,7 @@ fn the_script_tells_its_steps_and_what_is_missing() {
     let plain = format!("PYTHONDONTWRITEBYTECODE=1 '{script}'");
     let done = shell(&folder, &format!("{plain} nowhere --dry-run"));
     let steps: Vec<&str> = done.out.lines().filter_map(|line| line.split_whitespace().next()).collect();
-    let wanted = "machine correctness one_copy decode hf_decode learner share run memcheck racecheck initcheck synccheck";
+    let wanted = "machine correctness one_copy decode hf_decode learner share mixed run memcheck racecheck initcheck synccheck";
     assert_eq!((done.code, steps.join(" ").as_str()), (0, wanted), "{}", done.err);
     let done = shell(&folder, &format!("{plain} nowhere --dry-run --only share,decode"));
     assert_eq!(done.out.lines().count(), 2);
@@ -64,7 +66,9 @@ fn the_script_tells_its_steps_and_what_is_missing() {
     for (name, says) in [
         ("nvidia-smi", "echo 'A Card, 580.1, 80000 MiB, 9.0'"),
         ("trainer", "exit 3"),
-        ("gpu", "echo '{\"moved_bytes\": 0, \"versions\": [1, 2], \"mismatch_max\": 0.0}'"),
+        ("gpu", "echo '{\"moved_bytes\": 0, \"versions\": [1, 2], \"mismatch_max\": 0.0, \
+                \"mismatch_kl\": 0.0, \"mismatch_mean\": 0.0, \"engine_from_f32_mean\": 0.0, \
+                \"learner_from_f32_mean\": 0.0}'"),
         ("cuda_numbers", "printf 'test a_row ... ok\\ntest b_row ... %s\\n' ${OUTCOME:-ok}"),
         (
             "compute-sanitizer",

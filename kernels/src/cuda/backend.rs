@@ -5,7 +5,9 @@ use std::time::Instant;
 
 use super::buckets::{Bucket, bucket};
 use super::driver::{Address, Driver, Launch, Pending};
-use super::launches::{Activations, Extent, MOST_ACROSS, Surroundings, copy_blocks, splits};
+use super::launches::{
+    Activations, Extent, MOST_ACROSS, SURVEYED, Surroundings, copy_blocks, splits, sums_room,
+};
 use super::memory::{MemoryPlan, block_bytes, element_bytes, step_room};
 use super::model::{Geometry, Model, aligned, check_finite, element_of};
 use super::step::{Layout, Limits, Outputs, Room, Step, copy_waves, cut, room, words};
@@ -18,7 +20,7 @@ use crate::weights::{Dtype, WeightSet};
 const MOST_COPIES: usize = 4096;
 
 /// Parts of the workspace: the activations, then a step's data and copies.
-const PARTS: usize = 13;
+const PARTS: usize = 14;
 
 /// Blocks of one geometry.
 struct Pool {
@@ -73,21 +75,22 @@ impl<D: Driver> std::fmt::Debug for CudaBackend<D> {
 impl Workspace {
     /// Bytes of each part for models of one shape.
     fn parts(model: &Model, limits: Limits, block_tokens: usize) -> [u64; PARTS] {
-        let shape = &model.shape;
+        let (shape, bf16) = (&model.shape, model.element == Dtype::Bf16);
         let (tokens, rows, each) = (limits.tokens as u64, limits.rows as u64, element_bytes(model.element));
         let (hidden, inner) = (shape.hidden as u64, (shape.heads * shape.head_dim) as u64);
         let states = rows * (shape.heads * splits(shape.max_positions).next_power_of_two()) as u64;
         [
             tokens * hidden * 4,
             tokens * hidden * each,
-            tokens * shape.qkv_rows() as u64 * 4,
+            sums_room(shape, limits.tokens, bf16) as u64 * 4,
             tokens * inner * each,
             tokens * inner * each,
-            tokens * 2 * shape.ffn as u64 * 4,
+            if bf16 { 0 } else { tokens * 2 * shape.ffn as u64 * 4 },
             tokens * shape.ffn as u64 * each,
             rows * shape.vocab as u64 * 4,
             states * 8,
             states * shape.head_dim as u64 * 4,
+            rows * SURVEYED as u64 * 16,
             rows * 16,
             Layout::new(step_room(shape, limits, block_tokens)).words as u64 * 4,
             8 + MOST_COPIES as u64 * 8,
@@ -104,7 +107,7 @@ impl Workspace {
         let [
             hidden,
             normed,
-            qkv,
+            sums,
             queries,
             attended,
             gate_up,
@@ -112,6 +115,7 @@ impl Workspace {
             logits,
             shares,
             partial,
+            survey,
             drawn,
             step,
             copies,
@@ -119,7 +123,7 @@ impl Workspace {
         let activations = Activations {
             hidden,
             normed,
-            qkv,
+            sums,
             queries,
             attended,
             gate_up,
@@ -127,6 +131,7 @@ impl Workspace {
             logits,
             shares,
             partial,
+            survey,
             drawn,
         };
         Self { parts, address, activations, step, copies }
@@ -294,14 +299,14 @@ impl<D: Driver> CudaBackend<D> {
             block_tokens,
             step: self.workspace.step,
             layout,
+            bf16: model.element == Dtype::Bf16,
         };
         let launches = || -> Vec<Launch> {
-            let bf16 = model.element == Dtype::Bf16;
-            let mut all = surroundings.layers(extent, bf16);
+            let mut all = surroundings.layers(extent);
             if extent.outputs > 0 {
-                all.push(surroundings.head(extent.outputs, bf16));
+                all.push(surroundings.head(extent.outputs));
                 if outputs == Outputs::Draws {
-                    all.push(surroundings.draw(extent.outputs));
+                    all.extend(surroundings.draw(extent.outputs));
                 }
             }
             all

@@ -19,6 +19,12 @@ use crate::weights::Dtype;
 /// The oldest driver whose calls are used, as the library counts: CUDA 12.0.
 const OLDEST: i32 = 12_000;
 
+/// The oldest driver that keeps in a graph which kernels may overlap.
+const OVERLAPPING: i32 = 12_030;
+
+/// Bytes of shared memory that a launch may ask for without saying so before.
+const SHARED_UNSAID: u32 = 48 << 10;
+
 /// Uploads up to this many bytes go by way of pinned memory, and nobody waits for them.
 const STAGED: usize = 1 << 20;
 
@@ -37,6 +43,8 @@ pub struct Card {
     /// Whether the stream is libtorch's, which destroys it.
     borrowed: bool,
     architecture: String,
+    /// Whether a kernel may begin while the one before it is under way (`after_those_before` in `device.cuh`).
+    overlaps: bool,
     compiler: Compiler,
     cubins: Box<dyn Cubins>,
     /// Functions by name, for each element type and head.
@@ -124,6 +132,7 @@ impl Card {
             stream,
             borrowed: false,
             architecture,
+            overlaps: major >= 9 && version >= OVERLAPPING,
             compiler,
             cubins,
             kernels: Vec::new(),
@@ -330,22 +339,34 @@ impl Driver for Card {
             function.ok_or_else(|| KernelError::Cuda(format!("there is no kernel `{}`", launch.kernel)))?;
         let mut arguments: Vec<*mut c_void> =
             launch.arguments.iter().map(|a| ptr::from_ref(&a.0).cast_mut().cast()).collect();
+        if launch.shared_bytes > SHARED_UNSAID {
+            let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: a number in; the function exists.
+            let set = unsafe { sys::cuFuncSetAttribute(function, most, launch.shared_bytes as i32) };
+            check(set, "cuFuncSetAttribute")?;
+        }
+        let mut overlap = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
         let [x, y, z] = launch.blocks;
-        // SAFETY: the arguments are as the kernel's text has them (`launches.rs`), and are read before this returns.
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: launch.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared_bytes,
+            hStream: self.stream,
+            attrs: &raw mut overlap,
+            numAttrs: u32::from(self.overlaps),
+        };
+        // SAFETY: the arguments are as the kernel's text has them (`launches.rs`); they and the attribute are read before
+        // this returns.
         let result = unsafe {
-            sys::cuLaunchKernel(
-                function,
-                x,
-                y,
-                z,
-                launch.threads,
-                1,
-                1,
-                0,
-                self.stream,
-                arguments.as_mut_ptr(),
-                ptr::null_mut(),
-            )
+            sys::cuLaunchKernelEx(&raw const config, function, arguments.as_mut_ptr(), ptr::null_mut())
         };
         check(result, &format!("the launch of `{}`", launch.kernel))
     }

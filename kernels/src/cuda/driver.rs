@@ -49,6 +49,8 @@ pub struct Launch {
     pub blocks: [u32; 3],
     /// Threads of a block.
     pub threads: u32,
+    /// Bytes of shared memory of a block, besides what the kernel's text has.
+    pub shared_bytes: u32,
     /// Its parameters.
     pub arguments: Vec<Argument>,
 }

@@ -5,8 +5,103 @@ use super::driver::{Address, Argument, Launch};
 use super::step::{Count, Layout};
 use crate::shape::ModelShape;
 
-/// Side of a product's tile, as `multiply_f32.cu` and `multiply_bf16.cu` have it.
-const TILE: usize = 64;
+/// How a product is cut into blocks, as `multiply_f32.cu` and `multiply_bf16.cu` have it.
+struct Tiling {
+    /// The kernel that gives sums.
+    sums: &'static str,
+    /// The kernel that gives silu(gate) · up.
+    gate: &'static str,
+    /// Of a block.
+    rows: usize,
+    /// Of a block; of `gate` half as many.
+    columns: usize,
+    threads: u32,
+    /// Parts of the inputs that are under way at once, in shared memory of the launch's making.
+    stages: usize,
+}
+
+const FEW: Tiling =
+    Tiling { sums: "multiply_few", gate: "gate_few", rows: 16, columns: 64, threads: 128, stages: 6 };
+const SOME: Tiling =
+    Tiling { sums: "multiply_some", gate: "gate_some", rows: 64, columns: 64, threads: 128, stages: 4 };
+const MANY: Tiling =
+    Tiling { sums: "multiply_many", gate: "gate_many", rows: 128, columns: 128, threads: 256, stages: 4 };
+/// Of f32; there is no `gate`.
+const EXACT: Tiling = Tiling { sums: "multiply", gate: "", rows: 64, columns: 64, threads: 256, stages: 0 };
+
+/// Elements between a row's inputs and the next one's in shared memory, and inputs of a stage.
+const STRIDE: usize = 40;
+const DEPTH: usize = 32;
+
+/// Above this many rows, blocks make 128 × 128 elements.
+const MANY_ROWS: usize = 128;
+
+/// Blocks that keep a card busy, about one a multiprocessor, and below how many a product's segments get blocks of their
+/// own.
+const BUSY: usize = 160;
+const IDLE: usize = 48;
+
+/// Fewest inputs of a segment.
+const LEAST_SEGMENT: usize = 128;
+
+/// Parts of a row's logits that are looked at by blocks of their own, as `sampling.cu` has it.
+pub(super) const SURVEYED: usize = 32;
+
+impl Tiling {
+    fn of(rows: usize, bf16: bool) -> &'static Self {
+        match rows {
+            _ if !bf16 => &EXACT,
+            0..=16 => &FEW,
+            17..=MANY_ROWS => &SOME,
+            _ => &MANY,
+        }
+    }
+
+    fn shared_bytes(&self) -> u32 {
+        (self.stages * (self.rows + self.columns) * STRIDE * 2) as u32
+    }
+}
+
+/// In what order a product's inputs are summed: a matter of the weight's sizes alone, so that a row's bits are the same
+/// in any batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Segments {
+    /// Inputs of one, a multiple of [`DEPTH`].
+    inputs: usize,
+    /// How many.
+    count: usize,
+}
+
+impl Segments {
+    fn of(outputs: usize, inputs: usize, bf16: bool) -> Self {
+        let wanted = if bf16 { BUSY / outputs.div_ceil(FEW.columns) } else { 1 };
+        let inputs_each = inputs.div_ceil(wanted.clamp(1, inputs.div_ceil(LEAST_SEGMENT)));
+        let each = inputs_each.next_multiple_of(DEPTH);
+        Self { inputs: each, count: inputs.div_ceil(each) }
+    }
+
+    /// In how many parts the sums of `rows` rows come.
+    fn parts(self, rows: usize, outputs: usize, bf16: bool) -> usize {
+        let tiling = Tiling::of(rows, bf16);
+        let blocks = rows.div_ceil(tiling.rows) * outputs.div_ceil(tiling.columns);
+        if blocks <= IDLE { self.count } else { 1 }
+    }
+}
+
+/// Most sums, over all parts, that products of at most `rows` rows are given out in.
+fn most_sums(outputs: usize, inputs: usize, rows: usize, bf16: bool) -> usize {
+    let parts = |rows: usize| Segments::of(outputs, inputs, bf16).parts(rows, outputs, bf16);
+    // The number of blocks grows with the rows from one border of tiles to the next.
+    let borders = (0..rows).step_by(MANY.rows).chain([rows.min(FEW.rows), rows.min(SOME.rows), rows]);
+    borders.map(|rows| rows * outputs * parts(rows)).max().unwrap_or(0)
+}
+
+/// Floats that the sums of the largest product of a step of `tokens` tokens take.
+pub(super) fn sums_room(shape: &ModelShape, tokens: usize, bf16: bool) -> usize {
+    let inner = shape.heads * shape.head_dim;
+    let products = [(shape.qkv_rows(), shape.hidden), (shape.hidden, inner), (shape.hidden, shape.ffn)];
+    products.into_iter().map(|(outputs, inputs)| most_sums(outputs, inputs, tokens, bf16)).max().unwrap_or(0)
+}
 
 /// Heads that a block of `turn_heads` takes.
 const TURN_HEADS: usize = 4;
@@ -54,13 +149,13 @@ pub struct Activations {
     pub hidden: Address,
     /// `[tokens, hidden]`.
     pub normed: Address,
-    /// f32, `[tokens, qkv rows]`.
-    pub qkv: Address,
+    /// Sums of a product, f32, `[parts, tokens, outputs]`.
+    pub sums: Address,
     /// `[tokens, heads · head_dim]`.
     pub queries: Address,
     /// `[tokens, heads · head_dim]`.
     pub attended: Address,
-    /// f32, `[tokens, 2 · ffn]`.
+    /// f32, `[tokens, 2 · ffn]`; of models in f32 alone.
     pub gate_up: Address,
     /// `[tokens, ffn]`.
     pub gated: Address,
@@ -70,6 +165,8 @@ pub struct Activations {
     pub shares: Address,
     /// Its sums, f32, `[rows, heads, splits, head_dim]`.
     pub partial: Address,
+    /// What is known of logits' parts, `[outputs, 32]` records of four words.
+    pub survey: Address,
     /// Drawn tokens, `[outputs]` records of four words.
     pub drawn: Address,
 }
@@ -91,6 +188,8 @@ pub struct Surroundings<'a> {
     pub step: Address,
     /// Its layout.
     pub layout: Layout,
+    /// Whether weights are in bf16, not f32.
+    pub bf16: bool,
 }
 
 /// For how many of each thing blocks are launched; the step's counts may be smaller.
@@ -118,7 +217,27 @@ impl Arguments {
 }
 
 fn launch(kernel: &'static str, blocks: [usize; 3], threads: u32, arguments: Arguments) -> Launch {
-    Launch { kernel, blocks: blocks.map(|b| b as u32), threads, arguments: arguments.0 }
+    Launch { kernel, blocks: blocks.map(|b| b as u32), threads, shared_bytes: 0, arguments: arguments.0 }
+}
+
+/// What a product's sums come in, for whoever adds them up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Sums {
+    parts: usize,
+    /// Elements from one part to the next.
+    apart: usize,
+}
+
+/// None.
+const NOTHING: Sums = Sums { parts: 0, apart: 0 };
+
+/// `x · wᵀ`.
+#[derive(Debug, Clone, Copy)]
+struct Product {
+    x: Address,
+    w: Address,
+    outputs: usize,
+    inputs: usize,
 }
 
 impl Surroundings<'_> {
@@ -145,11 +264,15 @@ impl Surroundings<'_> {
         Argument([self.activations.queries, self.pool, rows, tables, a, b, c])
     }
 
-    fn norm(&self, count: Count, rows: Address, weight: Address, blocks: usize) -> Launch {
+    /// Adds a product's sums to the residual stream, and norms it.
+    fn norm(&self, count: Count, rows: Address, weight: Address, blocks: usize, sums: Sums) -> Launch {
         let arguments = self
             .counted(count)
             .add(rows)
             .add(self.activations.hidden)
+            .add(self.activations.sums)
+            .add(sums.parts as u32)
+            .add(sums.apart as u64)
             .add(weight)
             .add(self.activations.normed)
             .add(self.shape.hidden as u32)
@@ -157,27 +280,70 @@ impl Surroundings<'_> {
         launch("rms_norm", [blocks, 1, 1], 256, arguments)
     }
 
-    fn multiply(&self, count: Count, rows: usize, product: Product) -> Launch {
-        let arguments = self
-            .counted(count)
-            .add(product.x)
-            .add(product.w)
-            .add(product.bias)
-            .add(product.y)
-            .add(product.outputs as u32)
-            .add(product.inputs as u32)
-            .add(u32::from(product.add));
-        let threads = if product.bf16 { 128 } else { 256 };
-        launch("multiply", [product.outputs.div_ceil(TILE), rows.div_ceil(TILE), 1], threads, arguments)
+    /// A product of `rows` rows to `y`, in `parts` parts of the segments.
+    fn product(
+        &self,
+        count: Count,
+        rows: usize,
+        product: Product,
+        y: Address,
+        segments: Segments,
+        parts: usize,
+    ) -> Launch {
+        let Product { x, w, outputs, inputs } = product;
+        let tiling = Tiling::of(rows, self.bf16);
+        let mut arguments = self.counted(count).add(x).add(w).add(y).add(outputs as u32).add(inputs as u32);
+        if self.bf16 {
+            let part = if parts == 1 { segments.inputs * segments.count } else { segments.inputs };
+            let apart = (rows * outputs) as u64;
+            arguments = arguments.add(segments.inputs as u32).add(part as u32).add(apart);
+        }
+        let blocks = [outputs.div_ceil(tiling.columns), rows.div_ceil(tiling.rows), parts];
+        Launch {
+            shared_bytes: tiling.shared_bytes(),
+            ..launch(tiling.sums, blocks, tiling.threads, arguments)
+        }
     }
 
-    fn turn_heads(&self, tokens: usize, l: usize, layer: &LayerAddresses) -> Launch {
+    /// A product of all tokens to the place of sums, and what it gives them in.
+    fn sum(&self, tokens: usize, product: Product) -> (Launch, Sums) {
+        let Product { outputs, inputs, .. } = product;
+        let segments = Segments::of(outputs, inputs, self.bf16);
+        let parts = segments.parts(tokens, outputs, self.bf16);
+        let y = self.activations.sums;
+        let launch = self.product(Count::Tokens, tokens, product, y, segments, parts);
+        (launch, Sums { parts, apart: tokens * outputs })
+    }
+
+    /// silu(gate) · up of all tokens: in bf16 by the product's own kernel, in f32 by one after it.
+    fn gate(&self, tokens: usize, weight: Address, all: &mut Vec<Launch>) {
+        let (ffn, inputs) = (self.shape.ffn, self.shape.hidden);
+        let Activations { normed, gate_up, gated, .. } = *self.activations;
+        let tiling = Tiling::of(tokens, self.bf16);
+        if self.bf16 {
+            let arguments = self.counted(Count::Tokens).add(normed).add(weight).add(gated);
+            let arguments = arguments.add(ffn as u32).add(inputs as u32);
+            let blocks = [ffn.div_ceil(tiling.columns / 2), tokens.div_ceil(tiling.rows), 1];
+            let launch = launch(tiling.gate, blocks, tiling.threads, arguments);
+            return all.push(Launch { shared_bytes: tiling.shared_bytes(), ..launch });
+        }
+        let product = Product { x: normed, w: weight, outputs: 2 * ffn, inputs };
+        let segments = Segments::of(2 * ffn, inputs, false);
+        all.push(self.product(Count::Tokens, tokens, product, gate_up, segments, 1));
+        let arguments = self.counted(Count::Tokens).add(gate_up).add(gated).add(ffn as u32);
+        all.push(launch("swiglu", [ffn.div_ceil(256), tokens, 1], 256, arguments));
+    }
+
+    fn turn_heads(&self, tokens: usize, l: usize, layer: &LayerAddresses, sums: Sums) -> Launch {
         let shape = self.shape;
         let [a, b, _] = self.paging([0, 0]);
         let arguments = self
             .counted(Count::Tokens)
             .add(self.words(self.layout.tokens))
-            .add(self.activations.qkv)
+            .add(self.activations.sums)
+            .add(sums.parts as u32)
+            .add(sums.apart as u64)
+            .add(layer.qkv_bias)
             .add(layer.q_norm)
             .add(layer.k_norm)
             .add(shape.rms_eps as f32)
@@ -219,100 +385,61 @@ impl Surroundings<'_> {
     }
 
     /// All layers, then the final norm of the outputs into `normed`.
-    pub fn layers(&self, extent: Extent, bf16: bool) -> Vec<Launch> {
+    pub fn layers(&self, extent: Extent) -> Vec<Launch> {
         let (shape, activations) = (self.shape, self.activations);
-        let (tokens, inner) = (extent.tokens, shape.heads * shape.head_dim);
-        let mut all = Vec::with_capacity(3 + 9 * shape.layers);
+        let (tokens, hidden, inner) = (extent.tokens, shape.hidden, shape.heads * shape.head_dim);
+        let mut all = Vec::with_capacity(3 + 10 * shape.layers);
         let arguments = self
             .counted(Count::Tokens)
             .add(self.words(self.layout.tokens))
             .add(self.model.embed)
             .add(activations.hidden)
-            .add(shape.hidden as u32);
+            .add(hidden as u32);
         all.push(launch("embed", [tokens, 1, 1], 256, arguments));
-        let multiply = |product| self.multiply(Count::Tokens, tokens, product);
-        let product =
-            |x, w, y, outputs, inputs, add| Product { x, w, bias: 0, y, outputs, inputs, add, bf16 };
+        let product = |x, w, outputs, inputs| self.sum(tokens, Product { x, w, outputs, inputs });
+        let mut sums = NOTHING;
         for (l, layer) in self.model.layers.iter().enumerate() {
-            all.push(self.norm(Count::Tokens, 0, layer.attn_norm, tokens));
-            let qkv = product(
-                activations.normed,
-                layer.qkv,
-                activations.qkv,
-                shape.qkv_rows(),
-                shape.hidden,
-                false,
-            );
-            all.push(multiply(Product { bias: layer.qkv_bias, ..qkv }));
-            all.push(self.turn_heads(tokens, l, layer));
+            all.push(self.norm(Count::Tokens, 0, layer.attn_norm, tokens, sums));
+            let (qkv, sums_of_qkv) = product(activations.normed, layer.qkv, shape.qkv_rows(), hidden);
+            all.push(qkv);
+            all.push(self.turn_heads(tokens, l, layer, sums_of_qkv));
             self.attend(extent, l, &mut all);
-            all.push(multiply(product(
-                activations.attended,
-                layer.o,
-                activations.hidden,
-                shape.hidden,
-                inner,
-                true,
-            )));
-            all.push(self.norm(Count::Tokens, 0, layer.ffn_norm, tokens));
-            let (gate_up, gated) = (activations.gate_up, activations.gated);
-            all.push(multiply(product(
-                activations.normed,
-                layer.gate_up,
-                gate_up,
-                2 * shape.ffn,
-                shape.hidden,
-                false,
-            )));
-            let arguments = self.counted(Count::Tokens).add(gate_up).add(gated).add(shape.ffn as u32);
-            all.push(launch("swiglu", [shape.ffn.div_ceil(256), tokens, 1], 256, arguments));
-            all.push(multiply(product(gated, layer.down, activations.hidden, shape.hidden, shape.ffn, true)));
+            let (o, sums_of_o) = product(activations.attended, layer.o, hidden, inner);
+            all.push(o);
+            all.push(self.norm(Count::Tokens, 0, layer.ffn_norm, tokens, sums_of_o));
+            self.gate(tokens, layer.gate_up, &mut all);
+            let (down, sums_of_down) = product(activations.gated, layer.down, hidden, shape.ffn);
+            all.push(down);
+            sums = sums_of_down;
         }
         if extent.outputs > 0 {
             let outputs = self.words(self.layout.outputs);
-            all.push(self.norm(Count::Outputs, outputs, self.model.norm, extent.outputs));
+            all.push(self.norm(Count::Outputs, outputs, self.model.norm, extent.outputs, sums));
         }
         all
     }
 
     /// Logits of `outputs` normed rows.
-    pub fn head(&self, outputs: usize, bf16: bool) -> Launch {
-        let product = Product {
-            x: self.activations.normed,
-            w: self.model.head,
-            bias: 0,
-            y: self.activations.logits,
-            outputs: self.shape.vocab,
-            inputs: self.shape.hidden,
-            add: false,
-            bf16,
-        };
-        self.multiply(Count::Outputs, outputs, product)
+    pub fn head(&self, outputs: usize) -> Launch {
+        let (vocab, hidden) = (self.shape.vocab, self.shape.hidden);
+        let product =
+            Product { x: self.activations.normed, w: self.model.head, outputs: vocab, inputs: hidden };
+        let whole = Segments { inputs: hidden.next_multiple_of(DEPTH), count: 1 };
+        self.product(Count::Outputs, outputs, product, self.activations.logits, whole, 1)
     }
 
     /// Draws after `outputs` rows of logits.
-    pub fn draw(&self, outputs: usize) -> Launch {
-        let arguments = self
-            .counted(Count::Outputs)
-            .add(self.activations.logits)
-            .add(self.words(self.layout.draws))
-            .add(self.activations.drawn)
-            .add(self.shape.vocab as u32);
-        launch("draw_tokens", [outputs, 1, 1], 512, arguments)
+    pub fn draw(&self, outputs: usize) -> [Launch; 3] {
+        let Activations { logits, survey, drawn, .. } = *self.activations;
+        let (draws, vocab) = (self.words(self.layout.draws), self.shape.vocab as u32);
+        let looked = [outputs, SURVEYED, 1];
+        let counted = || self.counted(Count::Outputs).add(logits);
+        [
+            launch("survey_logits", looked, 256, counted().add(survey).add(vocab)),
+            launch("weigh_logits", looked, 256, counted().add(draws).add(survey).add(vocab)),
+            launch("draw_tokens", [outputs, 1, 1], 512, counted().add(draws).add(survey).add(drawn).add(vocab)),
+        ]
     }
-}
-
-/// `y (+)= x · wᵀ (+ bias)`.
-#[derive(Debug, Clone, Copy)]
-struct Product {
-    x: Address,
-    w: Address,
-    bias: Address,
-    y: Address,
-    outputs: usize,
-    inputs: usize,
-    add: bool,
-    bf16: bool,
 }
 
 /// Copies of whole blocks inside a pool: `data` has the count, and two words on the pairs.
@@ -331,4 +458,37 @@ pub fn find_strays(elements: Address, count: u64, stray: Address) -> Launch {
 /// Splits of a sequence of this many positions.
 pub fn splits(positions: usize) -> usize {
     positions.div_ceil(SPLIT_TOKENS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_hold_all_inputs_and_small_batches_keep_a_card_busy() {
+        for (outputs, inputs) in [(1152, 896), (896, 896), (896, 4864), (1536, 8960), (2048, 1536), (64, 33), (7, 1)] {
+            let segments = Segments::of(outputs, inputs, true);
+            assert!(segments.inputs % DEPTH == 0 && segments.inputs * segments.count >= inputs, "{segments:?}");
+            assert!(segments.inputs * (segments.count - 1) < inputs, "{segments:?}");
+            let blocks = outputs.div_ceil(FEW.columns) * segments.count;
+            assert!(inputs < 4 * LEAST_SEGMENT || (90..=BUSY).contains(&blocks), "{outputs} {inputs}: {blocks}");
+            assert_eq!(segments.parts(1, outputs, true), segments.count);
+            assert_eq!(segments.parts(60_000, 10_000, true), 1);
+            assert_eq!(Segments::of(outputs, inputs, false).count, 1);
+        }
+    }
+
+    #[test]
+    fn there_is_room_for_the_sums_of_any_batch() {
+        for (outputs, inputs) in [(1152, 896), (896, 4864), (1536, 8960), (64, 64)] {
+            let segments = Segments::of(outputs, inputs, true);
+            for most in [1, 15, 16, 17, 100, 129, 3000] {
+                let room = most_sums(outputs, inputs, most, true);
+                for rows in 1..=most {
+                    let sums = rows * outputs * segments.parts(rows, outputs, true);
+                    assert!(sums <= room, "{rows} of {most}: {sums} {room}");
+                }
+            }
+        }
+    }
 }

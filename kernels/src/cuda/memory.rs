@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::launches::splits;
+use super::launches::{SURVEYED, splits, sums_room};
 use super::model::Geometry;
 use super::step::{Layout, Limits, PREFILL_QUERIES, Room};
 use crate::KernelError;
@@ -86,11 +86,16 @@ impl MemoryPlan {
         let (tokens, each) = (limits.tokens as u64, element_bytes(element));
         let (hidden, inner, ffn) =
             (shape.hidden as u64, (shape.heads * shape.head_dim) as u64, shape.ffn as u64);
-        let floats = hidden + shape.qkv_rows() as u64 + 2 * ffn;
+        let bf16 = element == Dtype::Bf16;
+        let floats = if bf16 { hidden } else { hidden + 2 * ffn };
         let elements = hidden + 2 * inner + ffn;
-        let arithmetic = format!("{tokens} tokens of {floats} f32 + {elements} elements of {each} bytes");
+        let sums = sums_room(shape, limits.tokens, bf16) as u64;
+        let arithmetic = format!(
+            "{tokens} tokens of {floats} f32 + {elements} elements of {each} bytes, {sums} f32 of products' sums"
+        );
         let lower = "lower rollout.engine.max_batch_tokens";
-        self.add("engine's activations", tokens * (4 * floats + each * elements), arithmetic, lower);
+        let bytes = tokens * (4 * floats + each * elements) + 4 * sums;
+        self.add("engine's activations", bytes, arithmetic, lower);
 
         let (rows, vocab) = (limits.rows as u64, shape.vocab as u64);
         let lower = "lower rollout.engine.max_running";
@@ -105,7 +110,7 @@ impl MemoryPlan {
         );
         self.add("splits of decode attention", bytes, arithmetic, lower);
         let words = step_room(shape, limits, block_tokens);
-        let bytes = 4 * Layout::new(words).words as u64 + 16 * rows;
+        let bytes = 4 * Layout::new(words).words as u64 + 16 * (1 + SURVEYED as u64) * rows;
         self.add("data of a step", bytes, format!("{words:?}"), lower);
     }
 

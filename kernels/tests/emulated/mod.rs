@@ -289,6 +289,8 @@ impl Driver for Emulated {
         assert!(
             launch.blocks.iter().all(|&b| b > 0) && launch.blocks[1] < 65_536 && launch.blocks[2] < 65_536
         );
+        // The emulator's shared memory is not larger, and no card's is.
+        assert!(launch.shared_bytes <= 96 << 10);
         self.there()?;
         self.events.push(Event::Launch(launch.clone()));
         if let Some(graph) = &mut self.capturing {

@@ -10,6 +10,7 @@
 #define DEVICE_MEMBER inline
 #define KERNEL(threads) extern "C" void
 #define __shared__ static
+#define DYNAMIC_SHARED(name) alignas(16) static u8 name[emulator::DYNAMIC]
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
 struct Dim3 {
@@ -17,6 +18,8 @@ struct Dim3 {
 };
 
 namespace emulator {
+// Bytes of shared memory that a launch may ask for.
+constexpr size_t DYNAMIC = 96 << 10;
 extern Dim3 grid, block, block_index;
 u32 thread();
 // Waits for the threads of the block that have not ended.
@@ -40,6 +43,7 @@ T of_lane(const u8* slots, u32 lane) {
 #define threadIdx (Dim3{emulator::thread(), 0, 0})
 
 inline void __syncthreads() { emulator::block_barrier(); }
+inline void after_those_before() {} // Kernels run one after the other.
 
 template <class T>
 T __shfl_sync(u32, T value, u32 lane) {

@@ -74,10 +74,21 @@ std::function<void()> find(const char* name, void** arguments) {
   IS(blocks, copy_blocks);
   IS(embedding, embed);
   IS(strays, find_strays);
+#if ELEMENT_BF16
+  IS(multiply_own, multiply_few);
+  IS(multiply_own, multiply_some);
+  IS(multiply_own, multiply_many);
+  IS(multiply_own, gate_few);
+  IS(multiply_own, gate_some);
+  IS(multiply_own, gate_many);
+#else
   IS(multiply_own, multiply);
+#endif
   IS(norm, rms_norm);
   IS(rotary, turn_heads);
   IS(sampling, draw_tokens);
+  IS(sampling, survey_logits);
+  IS(sampling, weigh_logits);
   IS(swiglu_own, swiglu);
   return nullptr;
 }

@@ -1,4 +1,4 @@
-//! Our side of scripts/bench/gpu: `gpu decode|update|share|learner SHAPE cpu|cuda f32|bf16`, random weights of a named
+//! Our side of scripts/bench/gpu: `gpu decode|update|share|mixed|learner SHAPE cpu|cuda f32|bf16`, random weights of a named
 //! shape, one JSON line.
 #![expect(clippy::print_stdout, reason = "the line is the program's output")]
 
@@ -8,26 +8,31 @@ mod sizes;
 use parl_kernels::backend::Backend;
 use parl_kernels::cpu::CpuBackend;
 use parl_kernels::cuda::CudaBackend;
-use parl_kernels::cuda::cache::InMemory;
+use parl_kernels::cuda::cache::{Cubins, InMemory};
 use parl_kernels::cuda::card::Card;
 use parl_kernels::cuda::step::Limits;
 use parl_kernels::weights::Dtype;
 use parl_trainer::learner::Place;
+use parl_trainer::run::cubins::{self, InFolder};
 use sizes::Sizes;
 
 type Failure = Box<dyn std::error::Error>;
 
-/// Of the card's memory, what libtorch may take; the rest is for keys and values.
-const SHARE: f64 = 0.6;
+/// Of the card's memory, what libtorch may take beside keys and values, and where there are none.
+const SHARES: (f64, f64) = (0.6, 0.95);
 
 /// Where it all happens, as a run has it: engine and learner on one stream.
-fn machine(device: &str, dtype: Dtype, sizes: &Sizes) -> Result<(Place, Box<dyn Backend>), Failure> {
+fn machine(mode: &str, device: &str, dtype: Dtype, sizes: &Sizes) -> Result<(Place, Box<dyn Backend>), Failure> {
     match device {
         "cpu" => Ok((Place::cpu(dtype), Box::new(CpuBackend::default()))),
         "cuda" => {
-            let mut card = Card::open(0, Box::<InMemory>::default())?;
+            let cubins: Box<dyn Cubins> = match cubins::folder(|name| std::env::var(name).ok()) {
+                Some(folder) => Box::new(InFolder::new(&folder)),
+                None => Box::<InMemory>::default(),
+            };
+            let mut card = Card::open(0, cubins)?;
             Place::find_card()?;
-            let place = Place::card(dtype, SHARE)?;
+            let place = Place::card(dtype, if mode == "learner" { SHARES.1 } else { SHARES.0 })?;
             place.lend_stream(&mut card)?;
             let limits = Limits { tokens: sizes.step_tokens as usize, rows: sizes.rows() };
             Ok((place, Box::new(CudaBackend::new(card, limits)?)))
@@ -39,7 +44,7 @@ fn machine(device: &str, dtype: Dtype, sizes: &Sizes) -> Result<(Place, Box<dyn 
 fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [mode, shape, device, dtype] = arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] else {
-        return Err("give decode|update|share|learner, a shape, cpu|cuda, f32|bf16".into());
+        return Err("give decode|update|share|mixed|learner, a shape, cpu|cuda, f32|bf16".into());
     };
     let dtype = match dtype {
         "f32" => Dtype::F32,
@@ -48,15 +53,16 @@ fn main() -> Result<(), Failure> {
     };
     let sizes = Sizes::of(shape)?;
     let side = || -> Result<measure::Side, Failure> {
-        let (place, backend) = machine(device, dtype, &sizes)?;
+        let (place, backend) = machine(mode, device, dtype, &sizes)?;
         measure::Side::new(&sizes, place, backend)
     };
     let line = match mode {
         "decode" => side()?.decode()?,
         "update" => side()?.update()?,
         "share" => side()?.share()?,
+        "mixed" => side()?.mixed()?,
         "learner" => side()?.learner()?,
-        other => return Err(format!("`{other}` is none of decode, update, share, learner").into()),
+        other => return Err(format!("`{other}` is none of decode, update, share, mixed, learner").into()),
     };
     println!("{line}");
     Ok(())

@@ -4,10 +4,12 @@ use std::time::Instant;
 
 use parl_kernels::backend::{Backend, Draw, InstallReport, Plan, PlanGroup, PlanRow, Sampling, SetId};
 use parl_kernels::rng::{RngKey, Stream};
+use parl_kernels::weights::Dtype;
 use parl_rollout::engine::{Begun, Completion, Engine, EngineConfig, Request, RequestId};
 use parl_trainer::learner::config::LearnerConfig;
 use parl_trainer::learner::{Learner, Objective, Place, Sample, initial};
 use serde_json::{Value, json};
+use tch::{Device, Kind, Tensor};
 
 use crate::Failure;
 use crate::sizes::Sizes;
@@ -141,17 +143,12 @@ impl Side {
     pub fn update(self) -> Result<Value, Failure> {
         let (vocab, count, length) = (self.sizes.shape.vocab, self.sizes.samples, self.sizes.sample_tokens);
         let (mut engine, mut learner, _) = self.engine(count, length)?;
-        let (mut seconds, mut farthest, mut moved, mut versions) = (Vec::new(), 0.0f64, 0, Vec::new());
+        let (mut seconds, mut apart, mut moved, mut versions) = (Vec::new(), Vec::new(), 0, Vec::new());
         for _ in 0..TIMES {
             let prompts: Vec<Vec<u32>> = (0..count).map(|s| tokens(vocab, s, length - OWN / 2)).collect();
             let mut samples = drawn(&mut engine, &prompts, OWN / 2)?;
             engine.release(SET);
-            for (sample, known) in samples.iter().zip(learner.log_probs(&samples)?) {
-                let recorded = sample.mask.iter().zip(&sample.logprobs).filter(|(drawn, _)| **drawn);
-                let apart =
-                    recorded.zip(known).map(|((_, engine), learner)| f64::from((engine - learner).abs()));
-                farthest = apart.fold(farthest, f64::max);
-            }
+            apart.extend(differences(&recorded(&samples), &learner.log_probs(&samples)?));
             for (i, sample) in samples.iter_mut().enumerate() {
                 sample.advantage = if i % 2 == 0 { 0.5 } else { -0.5 };
             }
@@ -162,8 +159,13 @@ impl Side {
             seconds.push(begin.elapsed().as_secs_f64());
             versions.extend(first.iter().flat_map(|c| &c.versions).map(|(_, _, version)| *version));
         }
-        Ok(json!({"update_to_first_token_seconds": median(seconds), "moved_bytes": moved,
-            "mismatch_max": farthest, "versions": versions}))
+        let (engine_off, learner_off) = from_exact(&mut engine, &learner)?;
+        let count = apart.len().max(1) as f64;
+        let divergence = apart.iter().map(|d| d.exp() - 1.0 - d).sum::<f64>() / count;
+        Ok(json!({"update_to_first_token_seconds": median(seconds), "moved_bytes": moved, "versions": versions,
+            "mismatch_max": apart.iter().fold(0.0f64, |most, d| most.max(d.abs())),
+            "mismatch_mean": apart.iter().map(|d| d.abs()).sum::<f64>() / count, "mismatch_kl": divergence,
+            "engine_from_f32_mean": engine_off, "learner_from_f32_mean": learner_off}))
     }
 
     /// An episode's sub-agents, whose contexts begin alike, with and without sharing what is alike.
@@ -198,6 +200,33 @@ impl Side {
             Ok(json!({"seconds": median(seconds), "computed_tokens": computed}))
         };
         Ok(json!({"agents": agents, "prefix": prefix, "shared": of(true)?, "apart": of(false)?}))
+    }
+
+    /// Requests of mixed lengths, all at once: as many as a step has rows at most, 100 to 1024 tokens in and out each (a
+    /// tenth of that where the model has few positions).
+    ///
+    /// # Errors
+    /// What the engine fails with.
+    pub fn mixed(self) -> Result<Value, Failure> {
+        let (shape, count) = (self.sizes.shape.clone(), self.sizes.rows() as u32);
+        let (least, most) = if shape.max_positions >= 2048 { (100, 1024) } else { (10, 102) };
+        let length = |request: u32, at: u32| least + token((most - least + 1) as usize, request, at);
+        let (mut engine, _learner, _) = self.engine(count, 2 * most)?;
+        let requests: Vec<(Vec<u32>, u32)> = (0..count)
+            .map(|request| (tokens(shape.vocab, request, length(request, 7001)), length(request, 7002)))
+            .collect();
+        let begin = Instant::now();
+        for (number, (prompt, new)) in requests.iter().enumerate() {
+            engine.submit(request(number, prompt, *new))?;
+        }
+        let mut drawn = 0;
+        while !engine.is_idle() {
+            drawn += engine.tick()?.iter().map(|c| c.ids.len()).sum::<usize>();
+        }
+        let seconds = begin.elapsed().as_secs_f64();
+        let asked: usize = requests.iter().map(|(prompt, _)| prompt.len()).sum();
+        Ok(json!({"requests": count, "prompt_tokens": asked, "drawn_tokens": drawn, "seconds": seconds,
+            "drawn_tokens_per_second": drawn as f64 / seconds}))
     }
 
     /// Updates on given samples, and the arithmetic of one.
@@ -242,20 +271,62 @@ impl Side {
     }
 }
 
+/// Of each sample, what was recorded of its drawn tokens.
+fn recorded(samples: &[Sample]) -> Vec<Vec<f32>> {
+    let of = |sample: &Sample| {
+        let drawn = sample.mask.iter().zip(&sample.logprobs).filter(|(drawn, _)| **drawn);
+        drawn.map(|(_, logprob)| *logprob).collect()
+    };
+    samples.iter().map(of).collect()
+}
+
+/// The second less the first, of all samples.
+fn differences(first: &[Vec<f32>], second: &[Vec<f32>]) -> Vec<f64> {
+    let pairs = first.iter().flatten().zip(second.iter().flatten());
+    pairs.map(|(a, b)| f64::from(*b) - f64::from(*a)).collect()
+}
+
+/// How far log-probs of engine and learner are from those of the same weights in f32 on the CPU, on average.
+fn from_exact(engine: &mut Engine, learner: &Learner) -> Result<(f64, f64), Failure> {
+    let shape = learner.shape();
+    let length = (shape.max_positions as u32 / 4).min(48);
+    let prompts: Vec<Vec<u32>> = (0..8).map(|s| tokens(shape.vocab, 500 + s, length)).collect();
+    let samples = drawn(engine, &prompts, OWN / 2)?;
+    engine.release(SET);
+    let plain = |(name, p): (&String, &Tensor)| (name.clone(), p.to_device(Device::Cpu).to_kind(Kind::Float));
+    let params = learner.params().iter().map(plain).collect();
+    let config = LearnerConfig::default();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(prompts.len());
+    let mut exact =
+        Learner::at(Place::cpu(Dtype::F32), shape.clone(), params, config.optimizer(), threads)?;
+    exact.micro_batch_tokens = 1;
+    let wanted = exact.log_probs(&samples)?;
+    let off = |found: &[Vec<f32>]| {
+        let all = differences(found, &wanted);
+        all.iter().map(|d| d.abs()).sum::<f64>() / all.len().max(1) as f64
+    };
+    Ok((off(&recorded(&samples)), off(&learner.log_probs(&samples)?)))
+}
+
+/// Asks for `count` tokens after the prompt.
+fn request(number: usize, prompt: &[u32], count: u32) -> Request {
+    Request {
+        id: RequestId(number as u64),
+        set: SET,
+        prompt: prompt.to_vec(),
+        max_new_tokens: count,
+        stop: Vec::new(),
+        sampling: SAMPLING,
+        key: key(number as u32),
+        begun: Begun::default(),
+        deadline_ticks: 0,
+    }
+}
+
 /// Draws `count` tokens after each prompt; completions in the order of the prompts.
 fn complete(engine: &mut Engine, prompts: &[Vec<u32>], count: u32) -> Result<Vec<Completion>, Failure> {
     for (number, prompt) in prompts.iter().enumerate() {
-        engine.submit(Request {
-            id: RequestId(number as u64),
-            set: SET,
-            prompt: prompt.clone(),
-            max_new_tokens: count,
-            stop: Vec::new(),
-            sampling: SAMPLING,
-            key: key(number as u32),
-            begun: Begun::default(),
-            deadline_ticks: 0,
-        })?;
+        engine.submit(request(number, prompt, count))?;
     }
     let mut completions = Vec::new();
     while !engine.is_idle() {

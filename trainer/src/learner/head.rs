@@ -7,8 +7,10 @@ use tch::Tensor;
 
 use super::model::wide;
 
-/// Logits of a stretch, about: few enough to stay in the caches between the operations on them.
+/// Logits of a stretch, about: few enough to stay in the caches between the operations on them; on a card enough to fill
+/// it.
 const LOGITS: i64 = 1 << 20;
+const LOGITS_ON_CARD: i64 = 1 << 28;
 /// Rows of a stretch, at least: the matrix products need some.
 const ROWS: i64 = 256;
 
@@ -23,7 +25,8 @@ pub(super) struct Drawn {
 }
 
 fn stretch(head: &Tensor) -> i64 {
-    (LOGITS / head.size()[0].max(1)).max(ROWS)
+    let logits = if head.device().is_cuda() { LOGITS_ON_CARD } else { LOGITS };
+    (logits / head.size()[0].max(1)).max(ROWS)
 }
 
 /// Log-probs of `targets[rows]` under softmax(`x` · `head`ᵀ), with `x[rows, hidden]` divided by the temperatures and

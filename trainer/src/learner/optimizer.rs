@@ -64,7 +64,7 @@ impl Default for Muon {
 /// Elements of a tensor that are worked on at a time: few enough for all operations on them to find them in the caches;
 /// on a card, enough to fill it, and not so many that what is made of them on the way matters.
 pub(super) fn stretch(tensor: &Tensor) -> i64 {
-    if tensor.device().is_cuda() { 1 << 22 } else { 1 << 15 }
+    if tensor.device().is_cuda() { 1 << 25 } else { 1 << 15 }
 }
 
 /// An optimizer with its state.

@@ -54,6 +54,10 @@ impl Place {
     /// [`LearnerError::Torch`] when libtorch fails.
     pub fn card(dtype: Dtype, share: f64) -> Result<Self, LearnerError> {
         shim::cap(share)?;
+        if dtype == Dtype::Bf16 {
+            // What is f32 then is the head, which has no more bits than bf16, and what it is multiplied with.
+            shim::tensor_cores()?;
+        }
         let place = Self { device: Device::Cuda(0), kind: kind(dtype), stream: Some(Stream::of_pool()?) };
         place.enter()?;
         Ok(place)

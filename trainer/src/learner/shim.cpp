@@ -1,6 +1,7 @@
 // What tch lacks of a card's libtorch: loading it, a stream of its pool, and a cap on its memory. Compiled against
 // libtorch's headers without CUDA; all that is CUDA's is reached through the registries that libc10_cuda enters itself
 // into when it is loaded.
+#include <ATen/Context.h>
 #include <c10/core/AllocatorConfig.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -67,6 +68,11 @@ int parl_cap(double share, char* fault, size_t room) {
   return guarded(fault, room, [&] {
     c10::CachingAllocator::setAllocatorSettings("per_process_memory_fraction:" + std::to_string(share));
   });
+}
+
+// Lets tensor cores multiply what is f32, rounded to 11 bits: all that bf16 has, and more.
+int parl_tensor_cores(char* fault, size_t room) {
+  return guarded(fault, room, [] { at::globalContext().setAllowTF32CuBLAS(true); });
 }
 
 // Gives back to the driver what libtorch keeps of memory that is free.

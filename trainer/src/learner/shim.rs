@@ -32,6 +32,7 @@ unsafe extern "C" {
     -> c_int;
     fn parl_use_stream(device: i8, id: i64, fault: *mut c_char, room: usize) -> c_int;
     fn parl_cap(share: f64, fault: *mut c_char, room: usize) -> c_int;
+    fn parl_tensor_cores(fault: *mut c_char, room: usize) -> c_int;
     fn parl_empty_cache(fault: *mut c_char, room: usize) -> c_int;
 }
 
@@ -93,6 +94,13 @@ impl Stream {
 pub(super) fn cap(share: f64) -> Result<(), LearnerError> {
     // SAFETY: a number in.
     told(|fault, room| unsafe { parl_cap(share, fault, room) })
+}
+
+/// Lets tensor cores multiply what is f32, rounded to 11 bits.
+#[allow(unsafe_code)]
+pub(super) fn tensor_cores() -> Result<(), LearnerError> {
+    // SAFETY: nothing goes in.
+    told(|fault, room| unsafe { parl_tensor_cores(fault, room) })
 }
 
 /// Gives memory of the card back that libtorch keeps but does not use.

@@ -1,7 +1,7 @@
 //! The run: its folder, its steps, and what it leaves behind.
 
 pub mod ahead;
-mod cubins;
+pub mod cubins;
 mod device;
 pub mod environment;
 pub mod eval;
