@@ -10,7 +10,7 @@
 #include "paging.cuh"
 #include "reduce.cuh"
 
-constexpr u32 SPLIT = 256;          // positions
+constexpr u32 SPLIT = 128;          // positions
 constexpr u32 CHUNK = 32;           // positions that are looked at together
 constexpr u32 QUERIES = 16;         // queries of a warp
 constexpr u32 PREFILL_QUERIES = 64; // queries of a prefill block

@@ -6,9 +6,11 @@
 constexpr u32 PADDED = (HEAD_DIM + 15) / 16 * 16;
 constexpr u32 STRIDE = PADDED + 8;
 
+constexpr u32 STAGES = 4; // chunks that are under way at once; launches.rs knows
+
 struct Buffers {
-  Bf16 keys[2][CHUNK * STRIDE];
-  Bf16 values[2][CHUNK * STRIDE];
+  Bf16 keys[STAGES][CHUNK * STRIDE];
+  Bf16 values[STAGES][CHUNK * STRIDE];
 };
 
 // 16 queries of a warp; a lane has the queries lane / 4 and that plus 8.
@@ -144,34 +146,42 @@ DEVICE void fold_chunk(Fold& fold, const Queries& queries, const Bf16* keys, con
   }
 }
 
-// A split of the positions below `limit`, for all warps of the block.
-DEVICE void fold_split(Fold& fold, const Queries& queries, const Attention& what, const Row& row, u32 kv_head,
-                       u32 split, u32 limit, Buffers& buffers) {
+// The positions from `from` on, which begins a split, and below `to`, for all warps of the block; after each split `take`
+// gets it, and the next one begins anew. Positions from `limit` on are nobody's.
+template <class Take>
+DEVICE void fold_splits(Fold& fold, const Queries& queries, const Attention& what, const Row& row, u32 kv_head, u32 from,
+                        u32 to, u32 limit, Take take) {
+  DYNAMIC_SHARED(shared);
+  Buffers& buffers = *(Buffers*)shared;
   clear(fold);
-  const u32 from = split * SPLIT, to = min(from + SPLIT, limit);
-  fetch(buffers, 0, what, row, kv_head, from, limit);
-  commit_copies();
+  for (u32 stage = 0; stage + 1 < STAGES; ++stage) {
+    if (from + stage * CHUNK < to) fetch(buffers, stage, what, row, kv_head, from + stage * CHUNK, limit);
+    commit_copies();
+  }
   u32 stage = 0;
   for (u32 chunk = from; chunk < to; chunk += CHUNK) {
-    if (chunk + CHUNK < to) fetch(buffers, 1 - stage, what, row, kv_head, chunk + CHUNK, limit);
-    commit_copies();
-    wait_copies<1>();
+    wait_copies<STAGES - 2>();
+    // The chunk is there for all threads, and all are done with the stage that is filled next.
     __syncthreads();
+    const u32 ahead = chunk + (STAGES - 1) * CHUNK;
+    if (ahead < to) fetch(buffers, (stage + STAGES - 1) % STAGES, what, row, kv_head, ahead, limit);
+    commit_copies();
     // A chunk that no query of the warp sees would change nothing.
     if (chunk < queries.limit) fold_chunk(fold, queries, buffers.keys[stage], buffers.values[stage], chunk);
-    __syncthreads();
-    stage = 1 - stage;
-  }
-  for (u32 r = 0; r < 2; ++r) {
-    float& sum = fold.shares[r].sum;
-    sum += __shfl_xor_sync(WHOLE_WARP, sum, 1);
-    sum += __shfl_xor_sync(WHOLE_WARP, sum, 2);
+    stage = (stage + 1) % STAGES;
+    if ((chunk + CHUNK) % SPLIT != 0 && chunk + CHUNK < to) continue;
+    for (u32 r = 0; r < 2; ++r) {
+      float& sum = fold.shares[r].sum;
+      sum += __shfl_xor_sync(WHOLE_WARP, sum, 1);
+      sum += __shfl_xor_sync(WHOLE_WARP, sum, 2);
+    }
+    take(chunk / SPLIT);
+    clear(fold);
   }
 }
 
 // Blocks along x take tiles, along y KV heads.
 KERNEL(128) attend_prefill(const u32* count, const Tile* tiles, Attention what, Element* out) {
-  __shared__ __align__(16) Buffers buffers;
   after_those_before();
   if (blockIdx.x >= *count) return;
   const Tile tile = tiles[blockIdx.x];
@@ -185,9 +195,8 @@ KERNEL(128) attend_prefill(const u32* count, const Tile* tiles, Attention what, 
   take_queries(queries, what, row, kv_head, first, end);
   Fold total, fold;
   clear(total);
-  for (u32 split = 0; split * SPLIT < limit; ++split) {
-    fold_split(fold, queries, what, row, kv_head, split, limit, buffers);
-    if (split * SPLIT >= queries.limit) continue;
+  fold_splits(fold, queries, what, row, kv_head, 0, limit, limit, [&](u32 split) {
+    if (split * SPLIT >= queries.limit) return;
     for (u32 r = 0; r < 2; ++r) {
       const Factors factors = merge(total.shares[r], fold.shares[r]);
 #pragma unroll
@@ -197,7 +206,7 @@ KERNEL(128) attend_prefill(const u32* count, const Tile* tiles, Attention what, 
         }
       }
     }
-  }
+  });
   for (u32 r = 0; r < 2; ++r) {
     const u32 query = first + lane / 4 + r * 8;
     if (query >= end) continue;
@@ -215,7 +224,6 @@ KERNEL(128) attend_prefill(const u32* count, const Tile* tiles, Attention what, 
 
 // Blocks along x take rows of one token, along y KV heads and every 16 heads of their groups, along z splits.
 KERNEL(32) attend_decode(const u32* count, Attention what, Share* shares, float* partial) {
-  __shared__ __align__(16) Buffers buffers;
   after_those_before();
   if (blockIdx.x >= *count) return;
   const Row row = what.rows[blockIdx.x];
@@ -228,19 +236,21 @@ KERNEL(32) attend_decode(const u32* count, Attention what, Share* shares, float*
   Queries queries;
   take_queries(queries, what, row, kv_head, first, group);
   Fold fold;
-  fold_split(fold, queries, what, row, kv_head, split, limit, buffers);
-  for (u32 r = 0; r < 2; ++r) {
-    const u32 query = first + lane / 4 + r * 8;
-    if (query >= group) continue;
-    const u64 at = ((u64)blockIdx.x * what.heads + kv_head * group + query) * gridDim.z + split;
-    if (lane % 4 == 0) shares[at] = fold.shares[r];
-    float* to = partial + at * HEAD_DIM;
+  const u32 from = split * SPLIT;
+  fold_splits(fold, queries, what, row, kv_head, from, min(from + SPLIT, limit), limit, [&](u32) {
+    for (u32 r = 0; r < 2; ++r) {
+      const u32 query = first + lane / 4 + r * 8;
+      if (query >= group) continue;
+      const u64 at = ((u64)blockIdx.x * what.heads + kv_head * group + query) * gridDim.z + split;
+      if (lane % 4 == 0) shares[at] = fold.shares[r];
+      float* to = partial + at * HEAD_DIM;
 #pragma unroll
-    for (u32 d = 0; d < PADDED / 8; ++d) {
-      const u32 i = d * 8 + lane % 4 * 2;
-      if (i >= HEAD_DIM) continue;
-      to[i] = fold.out[d][2 * r];
-      to[i + 1] = fold.out[d][2 * r + 1];
+      for (u32 d = 0; d < PADDED / 8; ++d) {
+        const u32 i = d * 8 + lane % 4 * 2;
+        if (i >= HEAD_DIM) continue;
+        to[i] = fold.out[d][2 * r];
+        to[i + 1] = fold.out[d][2 * r + 1];
+      }
     }
-  }
+  });
 }

@@ -3,9 +3,13 @@
 #include "element.cuh"
 #include "reduce.cuh"
 
-KERNEL(256) rms_norm(const u32* count, const u32* rows, float* hidden, const float* sums, u32 parts, u64 apart,
+constexpr u32 THREADS = 512;
+// Elements of a thread whose loads are under way together.
+constexpr u32 EACH = 4;
+
+KERNEL(512) rms_norm(const u32* count, const u32* rows, float* hidden, const float* sums, u32 parts, u64 apart,
                      const Element* weight, Element* to, u32 width, float epsilon) {
-  __shared__ float shared[8];
+  __shared__ float shared[THREADS / WARP];
   after_those_before();
   if (blockIdx.x >= *count) return;
   const u64 row = rows ? rows[blockIdx.x] : blockIdx.x;
@@ -13,19 +17,26 @@ KERNEL(256) rms_norm(const u32* count, const u32* rows, float* hidden, const flo
   sums += row * width;
   to += (u64)blockIdx.x * width;
   float squares = 0.0f;
-  for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
-    float x = hidden[i];
-    if (parts > 0) {
-      float sum = sums[i];
+  for (u32 first = threadIdx.x; first < width; first += EACH * THREADS) {
+    float before[EACH], sum[EACH] = {};
+#pragma unroll
+    for (u32 j = 0; j < EACH; ++j) before[j] = first + j * THREADS < width ? hidden[first + j * THREADS] : 0.0f;
 #pragma unroll 4
-      for (u32 part = 1; part < parts; ++part) sum += sums[part * apart + i];
-      x += sum;
-      hidden[i] = x;
+    for (u32 part = 0; part < parts; ++part) {
+#pragma unroll
+      for (u32 j = 0; j < EACH; ++j) {
+        if (first + j * THREADS < width) sum[j] += sums[part * apart + first + j * THREADS];
+      }
     }
-    squares = fmaf(x, x, squares);
+#pragma unroll
+    for (u32 j = 0; j < EACH; ++j) {
+      const float x = before[j] + sum[j];
+      if (parts > 0 && first + j * THREADS < width) hidden[first + j * THREADS] = x;
+      squares = fmaf(x, x, squares);
+    }
   }
   squares = block_sum(squares, shared);
   const float scale = 1.0f / sqrtf(squares / (float)width + epsilon);
   // Each thread reads what it wrote itself.
-  for (u32 i = threadIdx.x; i < width; i += blockDim.x) store(to + i, hidden[i] * scale * to_float(weight[i]));
+  for (u32 i = threadIdx.x; i < width; i += THREADS) store(to + i, hidden[i] * scale * to_float(weight[i]));
 }

@@ -92,15 +92,22 @@ fn kernels_come_in_the_order_of_the_forward_pass() {
     assert_eq!(copied.iter().map(|l| l.blocks[1]).collect::<Vec<_>>(), [2, 1]);
 }
 
-#[test]
-fn products_are_tiled_by_the_rows_and_cut_by_the_weights() {
+/// A model in bf16, wide enough for segments, over a driver that records.
+fn wide(library: bool) -> CudaBackend<Emulated> {
     let shape = ModelShape { hidden: 512, ffn: 1024, ..base() };
     let all = tensors(&shape, 1).into_iter();
     let all = all.map(|(name, x)| (name, x.into_iter().map(half::bf16::from_f32).collect())).collect();
-    let mut backend =
-        CudaBackend::new(Emulated::recording(), Limits { tokens: 512, rows: 512 }).unwrap();
+    let mut driver = Emulated::recording();
+    driver.library = library;
+    let mut backend = CudaBackend::new(driver, Limits { tokens: 512, rows: 512 }).unwrap();
     backend.reserve_kv(1024, BLOCK_TOKENS).unwrap();
     backend.install(SET, WeightSet::from_bf16(shape, 1, all).unwrap()).unwrap();
+    backend
+}
+
+#[test]
+fn products_are_tiled_by_the_rows_and_cut_by_the_weights() {
+    let mut backend = wide(false);
     let layer = |size: &str| {
         ["rms_norm", "sums", "turn_heads", "attend_decode", "merge_splits", "sums", "rms_norm", "gate", "sums"]
             .map(|name| match name {
@@ -109,13 +116,34 @@ fn products_are_tiled_by_the_rows_and_cut_by_the_weights() {
                 other => other.to_owned(),
             })
     };
-    for (rows, size) in [(1, "few"), (16, "few"), (24, "some"), (128, "some"), (160, "many"), (512, "many")] {
+    for (rows, size) in [(1, "few"), (16, "few"), (24, "some"), (64, "more"), (96, "many"), (512, "many")] {
         let from = backend.driver().kernels().len();
         submit(&mut backend, &plan(decode_rows(rows)));
         assert_eq!(since(&mut backend, from)[1..10], layer(size), "{rows} rows");
         // 1024 inputs of 512 outputs: eight segments, each with blocks of its own.
         let down = launches(&mut backend, &format!("multiply_{size}"));
         assert_eq!(down[2].blocks[2], 8, "{rows} rows");
+        assert!(down.iter().all(|launch| launch.instead.is_none()));
+    }
+}
+
+#[test]
+fn a_library_multiplies_for_many_rows_and_is_not_met_in_a_capture() {
+    let mut backend = wide(true);
+    submit(&mut backend, &plan(decode_rows(64)));
+    assert!(launches(&mut backend, "multiply_more").iter().all(|launch| launch.instead.is_none()));
+    let from = backend.driver().kernels().len();
+    submit(&mut backend, &plan(decode_rows(96)));
+    assert_eq!(backend.driver().graphs(), 0);
+    let many = launches(&mut backend, "multiply_many");
+    // The sums of all inputs at once, where the next kernel looks for them.
+    let whole = |l: &Launch| l.instead.is_some_and(|p| p.rows == 96 && p.y == l.arguments[3].0[0]) && l.blocks[2] == 1;
+    assert!(many.len() == 4 * 3 + 1 && many.iter().all(whole), "{many:?}");
+    let layer = ["rms_norm", "multiply_many", "swiglu", "multiply_many"];
+    assert_eq!(since(&mut backend, from)[7..11], layer);
+    for graphs in [1, 1] {
+        submit(&mut backend, &plan(decode_rows(96)));
+        assert_eq!(backend.driver().graphs(), graphs);
     }
 }
 
@@ -143,8 +171,8 @@ fn blocks_cover_every_element() {
     assert_eq!(blocks(&mut backend, "turn_heads"), [51, 2, 1]);
     // 128 rows of the fused projection, 64 a block; 51 tokens, 64 a block.
     assert_eq!(blocks(&mut backend, "multiply"), [2, 1, 1]);
-    // 300 positions are two splits.
-    assert_eq!(blocks(&mut backend, "attend_decode"), [1, 2, 2]);
+    // 300 positions are three splits.
+    assert_eq!(blocks(&mut backend, "attend_decode"), [1, 2, 3]);
     assert_eq!(blocks(&mut backend, "merge_splits"), [1, 4, 1]);
     // 50 tokens of two heads are 100 queries, 64 a block.
     assert_eq!(blocks(&mut backend, "attend_prefill"), [2, 2, 1]);
@@ -324,7 +352,7 @@ fn lines_add_up_and_what_does_not_fit_is_refused_with_them() {
     plan.weights("set 0", &base(), Dtype::Bf16);
     plan.optimizer(&base(), 12);
     plan.learner(&base(), Dtype::Bf16, 1000);
-    plan.steps(&base(), Dtype::Bf16, Limits { tokens: 128, rows: 8 }, 16);
+    plan.steps(&base(), Dtype::Bf16, Limits { tokens: 128, rows: 8 }, 16, false);
     plan.keys_values(&base(), Dtype::Bf16, 1000, 16);
     // 3 layers × (64 + 64·128 + 128 + 64·64 + 64 + 192·64 + 64·96) + 100·64 + 64.
     let parameters = 3 * (64 + 64 * 128 + 128 + 64 * 64 + 64 + 192 * 64 + 64 * 96) + 100 * 64 + 64;
@@ -350,7 +378,7 @@ fn models_of_one_geometry_share_blocks_and_the_widest_step_counts() {
     let limits = Limits { tokens: 128, rows: 8 };
     let of = |shapes: &[&ModelShape]| {
         let mut plan = MemoryPlan::default();
-        plan.engine(shapes, Dtype::Bf16, limits, 100, 16);
+        plan.engine(shapes, Dtype::Bf16, limits, (100, 16), false);
         plan
     };
     let (small, wide) = (base(), ModelShape { hidden: 128, ffn: 384, vocab: 50, ..base() });

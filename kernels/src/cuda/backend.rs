@@ -74,7 +74,7 @@ impl<D: Driver> std::fmt::Debug for CudaBackend<D> {
 
 impl Workspace {
     /// Bytes of each part for models of one shape.
-    fn parts(model: &Model, limits: Limits, block_tokens: usize) -> [u64; PARTS] {
+    fn parts(model: &Model, limits: Limits, block_tokens: usize, library: bool) -> [u64; PARTS] {
         let (shape, bf16) = (&model.shape, model.element == Dtype::Bf16);
         let (tokens, rows, each) = (limits.tokens as u64, limits.rows as u64, element_bytes(model.element));
         let (hidden, inner) = (shape.hidden as u64, (shape.heads * shape.head_dim) as u64);
@@ -85,7 +85,7 @@ impl Workspace {
             sums_room(shape, limits.tokens, bf16) as u64 * 4,
             tokens * inner * each,
             tokens * inner * each,
-            if bf16 { 0 } else { tokens * 2 * shape.ffn as u64 * 4 },
+            if bf16 && !library { 0 } else { tokens * 2 * shape.ffn as u64 * 4 },
             tokens * shape.ffn as u64 * each,
             rows * shape.vocab as u64 * 4,
             states * 8,
@@ -186,7 +186,8 @@ impl<D: Driver> CudaBackend<D> {
         if weights.on_card("embed").is_none() {
             plan.weights("the set", shape, element);
         }
-        plan.steps(shape, element, self.limits, block_tokens as usize);
+        let library = self.driver.has_library();
+        plan.steps(shape, element, self.limits, block_tokens as usize, library);
         if !self.pools.iter().any(|p| p.geometry == Geometry::of(shape, element)) {
             plan.keys_values(shape, element, blocks, block_tokens);
         }
@@ -211,9 +212,9 @@ impl<D: Driver> CudaBackend<D> {
                 self.pools.push(Pool { geometry, address, block_bytes });
             }
         }
-        let mut parts = [0; PARTS];
+        let (mut parts, library) = ([0; PARTS], self.driver.has_library());
         for model in self.models.values() {
-            let own = Workspace::parts(model, self.limits, block_tokens as usize);
+            let own = Workspace::parts(model, self.limits, block_tokens as usize, library);
             parts = std::array::from_fn(|i| parts[i].max(own[i]));
         }
         if parts.iter().zip(&self.workspace.parts).any(|(wanted, there)| wanted > there) {
@@ -300,6 +301,7 @@ impl<D: Driver> CudaBackend<D> {
             step: self.workspace.step,
             layout,
             bf16: model.element == Dtype::Bf16,
+            library: self.driver.has_library(),
         };
         let launches = || -> Vec<Launch> {
             let mut all = surroundings.layers(extent);
@@ -311,7 +313,9 @@ impl<D: Driver> CudaBackend<D> {
             }
             all
         };
-        let Some(bucket) = bucket else {
+        // A library may load kernels at their first use, which must not be while a graph is captured.
+        let first = self.driver.has_library() && bucket.is_some_and(|bucket| model.met.insert(bucket));
+        let Some(bucket) = bucket.filter(|_| !first) else {
             for launch in launches() {
                 self.driver.launch(model.kernels, &launch)?;
             }

@@ -1,7 +1,7 @@
 //! The batch sizes and context lengths for which decode steps are captured as graphs.
 
 /// Positions of a split of attention, as `attention.cuh` has it.
-pub const SPLIT_TOKENS: usize = 256;
+pub const SPLIT_TOKENS: usize = 128;
 
 /// The bucket of a decode step: a graph serves every step that it holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -39,7 +39,7 @@ mod tests {
             sizes.insert(found.rows);
         }
         assert_eq!(sizes.len(), 4 + 7 + 8);
-        for (positions, splits) in [(1, 1), (256, 1), (257, 2), (512, 2), (513, 4), (32_768, 128)] {
+        for (positions, splits) in [(1, 1), (128, 1), (129, 2), (256, 2), (257, 4), (32_768, 256)] {
             assert_eq!(bucket(1, positions, 1).splits, splits, "{positions}");
         }
     }

@@ -40,6 +40,18 @@ impl From<f32> for Argument {
     }
 }
 
+/// `y[rows, outputs] = x[rows, inputs] · w[outputs, inputs]ᵀ`, `x` and `w` in bf16, `y` in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the formula says what they are")]
+pub struct Matmul {
+    pub x: Address,
+    pub w: Address,
+    pub y: Address,
+    pub rows: u32,
+    pub outputs: u32,
+    pub inputs: u32,
+}
+
 /// One kernel, to be run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Launch {
@@ -53,6 +65,8 @@ pub struct Launch {
     pub shared_bytes: u32,
     /// Its parameters.
     pub arguments: Vec<Argument>,
+    /// What a library may do in its place, if the driver has one.
+    pub instead: Option<Matmul>,
 }
 
 /// A card, or what stands for one in a test. Whatever is handed in is done in the order it came.
@@ -62,6 +76,11 @@ pub trait Driver: Send {
     /// # Errors
     /// [`KernelError::Cuda`] when the driver fails, here and in every call below.
     fn free_bytes(&mut self) -> Result<u64, KernelError>;
+
+    /// Whether it has a library that multiplies matrices, to be used in kernels' place where that is faster.
+    fn has_library(&self) -> bool {
+        false
+    }
 
     /// Reserves memory whose address is a multiple of 256; what is in it is undefined.
     ///
@@ -133,6 +152,10 @@ pub trait Driver: Send {
 impl<D: Driver + ?Sized> Driver for Box<D> {
     fn free_bytes(&mut self) -> Result<u64, KernelError> {
         (**self).free_bytes()
+    }
+
+    fn has_library(&self) -> bool {
+        (**self).has_library()
     }
 
     fn allocate(&mut self, bytes: u64) -> Result<Address, KernelError> {

@@ -1,7 +1,7 @@
 //! The launch of each kernel: its blocks, threads and parameters, from sizes and addresses alone.
 
 use super::buckets::SPLIT_TOKENS;
-use super::driver::{Address, Argument, Launch};
+use super::driver::{Address, Argument, Launch, Matmul};
 use super::step::{Count, Layout};
 use crate::shape::ModelShape;
 
@@ -18,31 +18,69 @@ struct Tiling {
     threads: u32,
     /// Parts of the inputs that are under way at once, in shared memory of the launch's making.
     stages: usize,
+    /// Inputs of such a part.
+    depth: usize,
 }
 
-const FEW: Tiling =
-    Tiling { sums: "multiply_few", gate: "gate_few", rows: 16, columns: 64, threads: 128, stages: 6 };
-const SOME: Tiling =
-    Tiling { sums: "multiply_some", gate: "gate_some", rows: 64, columns: 64, threads: 128, stages: 4 };
-const MANY: Tiling =
-    Tiling { sums: "multiply_many", gate: "gate_many", rows: 128, columns: 128, threads: 256, stages: 4 };
+const FEW: Tiling = Tiling {
+    sums: "multiply_few",
+    gate: "gate_few",
+    rows: 16,
+    columns: 16,
+    threads: 32,
+    stages: 5,
+    depth: 64,
+};
+const SOME: Tiling = Tiling {
+    sums: "multiply_some",
+    gate: "gate_some",
+    rows: 32,
+    columns: 32,
+    threads: 64,
+    stages: 4,
+    depth: 64,
+};
+const MORE: Tiling = Tiling {
+    sums: "multiply_more",
+    gate: "gate_more",
+    rows: 64,
+    columns: 32,
+    threads: 64,
+    stages: 3,
+    depth: 64,
+};
+const MANY: Tiling = Tiling {
+    sums: "multiply_many",
+    gate: "gate_many",
+    rows: 128,
+    columns: 128,
+    threads: 256,
+    stages: 4,
+    depth: 32,
+};
 /// Of f32; there is no `gate`.
-const EXACT: Tiling = Tiling { sums: "multiply", gate: "", rows: 64, columns: 64, threads: 256, stages: 0 };
+const EXACT: Tiling =
+    Tiling { sums: "multiply", gate: "", rows: 64, columns: 64, threads: 256, stages: 0, depth: 0 };
 
-/// Elements between a row's inputs and the next one's in shared memory, and inputs of a stage.
-const STRIDE: usize = 40;
-const DEPTH: usize = 32;
+const FEW_ROWS: usize = FEW.rows;
+const SOME_ROWS: usize = SOME.rows;
+const MORE_ROWS: usize = MORE.rows;
 
-/// Above this many rows, blocks make 128 × 128 elements.
-const MANY_ROWS: usize = 128;
+/// Inputs of a segment are a multiple of this many: of any stage.
+const DEPTH: usize = 64;
 
-/// Blocks that keep a card busy, about one a multiprocessor, and below how many a product's segments get blocks of their
-/// own.
-const BUSY: usize = 160;
+/// Warps that keep a card busy with few rows, four or five a multiprocessor.
+const BUSY: usize = 608;
+
+/// Below this many blocks the segments of many rows get blocks of their own.
 const IDLE: usize = 48;
 
 /// Fewest inputs of a segment.
 const LEAST_SEGMENT: usize = 128;
+
+/// Chunks of keys and values that attention in bf16 has under way, and positions of one.
+const ATTENTION_STAGES: usize = 4;
+const CHUNK: usize = 32;
 
 /// Parts of a row's logits that are looked at by blocks of their own, as `sampling.cu` has it.
 pub(super) const SURVEYED: usize = 32;
@@ -51,14 +89,15 @@ impl Tiling {
     fn of(rows: usize, bf16: bool) -> &'static Self {
         match rows {
             _ if !bf16 => &EXACT,
-            0..=16 => &FEW,
-            17..=MANY_ROWS => &SOME,
+            0..=FEW_ROWS => &FEW,
+            0..=SOME_ROWS => &SOME,
+            0..=MORE_ROWS => &MORE,
             _ => &MANY,
         }
     }
 
     fn shared_bytes(&self) -> u32 {
-        (self.stages * (self.rows + self.columns) * STRIDE * 2) as u32
+        (self.stages * (self.rows + self.columns) * (self.depth + 8) * 2) as u32
     }
 }
 
@@ -82,9 +121,8 @@ impl Segments {
 
     /// In how many parts the sums of `rows` rows come.
     fn parts(self, rows: usize, outputs: usize, bf16: bool) -> usize {
-        let tiling = Tiling::of(rows, bf16);
-        let blocks = rows.div_ceil(tiling.rows) * outputs.div_ceil(tiling.columns);
-        if blocks <= IDLE { self.count } else { 1 }
+        let blocks = rows.div_ceil(MANY.rows) * outputs.div_ceil(MANY.columns);
+        if bf16 && (rows <= MORE_ROWS || blocks <= IDLE) { self.count } else { 1 }
     }
 }
 
@@ -92,7 +130,7 @@ impl Segments {
 fn most_sums(outputs: usize, inputs: usize, rows: usize, bf16: bool) -> usize {
     let parts = |rows: usize| Segments::of(outputs, inputs, bf16).parts(rows, outputs, bf16);
     // The number of blocks grows with the rows from one border of tiles to the next.
-    let borders = (0..rows).step_by(MANY.rows).chain([rows.min(FEW.rows), rows.min(SOME.rows), rows]);
+    let borders = (0..rows).step_by(MANY.rows).chain([rows.min(FEW.rows), rows.min(MORE.rows), rows]);
     borders.map(|rows| rows * outputs * parts(rows)).max().unwrap_or(0)
 }
 
@@ -155,7 +193,7 @@ pub struct Activations {
     pub queries: Address,
     /// `[tokens, heads · head_dim]`.
     pub attended: Address,
-    /// f32, `[tokens, 2 · ffn]`; of models in f32 alone.
+    /// f32, `[tokens, 2 · ffn]`; of models in f32, and for a library's products.
     pub gate_up: Address,
     /// `[tokens, ffn]`.
     pub gated: Address,
@@ -190,6 +228,8 @@ pub struct Surroundings<'a> {
     pub layout: Layout,
     /// Whether weights are in bf16, not f32.
     pub bf16: bool,
+    /// Whether the driver has a library that multiplies.
+    pub library: bool,
 }
 
 /// For how many of each thing blocks are launched; the step's counts may be smaller.
@@ -217,7 +257,7 @@ impl Arguments {
 }
 
 fn launch(kernel: &'static str, blocks: [usize; 3], threads: u32, arguments: Arguments) -> Launch {
-    Launch { kernel, blocks: blocks.map(|b| b as u32), threads, shared_bytes: 0, arguments: arguments.0 }
+    Launch { kernel, blocks: blocks.map(|b| b as u32), threads, shared_bytes: 0, arguments: arguments.0, instead: None }
 }
 
 /// What a product's sums come in, for whoever adds them up.
@@ -277,7 +317,7 @@ impl Surroundings<'_> {
             .add(self.activations.normed)
             .add(self.shape.hidden as u32)
             .add(self.shape.rms_eps as f32);
-        launch("rms_norm", [blocks, 1, 1], 256, arguments)
+        launch("rms_norm", [blocks, 1, 1], 512, arguments)
     }
 
     /// A product of `rows` rows to `y`, in `parts` parts of the segments.
@@ -299,28 +339,36 @@ impl Surroundings<'_> {
             arguments = arguments.add(segments.inputs as u32).add(part as u32).add(apart);
         }
         let blocks = [outputs.div_ceil(tiling.columns), rows.div_ceil(tiling.rows), parts];
+        let whole = Matmul { x, w, y, rows: rows as u32, outputs: outputs as u32, inputs: inputs as u32 };
         Launch {
             shared_bytes: tiling.shared_bytes(),
+            instead: self.by_library(rows).then_some(whole),
             ..launch(tiling.sums, blocks, tiling.threads, arguments)
         }
+    }
+
+    /// Whether products of so many rows are left to a library: smaller ones are a matter of reading the weights.
+    fn by_library(&self, rows: usize) -> bool {
+        self.library && self.bf16 && rows > MORE_ROWS
     }
 
     /// A product of all tokens to the place of sums, and what it gives them in.
     fn sum(&self, tokens: usize, product: Product) -> (Launch, Sums) {
         let Product { outputs, inputs, .. } = product;
         let segments = Segments::of(outputs, inputs, self.bf16);
-        let parts = segments.parts(tokens, outputs, self.bf16);
+        let parts = if self.by_library(tokens) { 1 } else { segments.parts(tokens, outputs, self.bf16) };
         let y = self.activations.sums;
         let launch = self.product(Count::Tokens, tokens, product, y, segments, parts);
         (launch, Sums { parts, apart: tokens * outputs })
     }
 
-    /// silu(gate) · up of all tokens: in bf16 by the product's own kernel, in f32 by one after it.
+    /// silu(gate) · up of all tokens: in bf16 by the product's own kernel; in f32, or after a library's product, by one
+    /// after it.
     fn gate(&self, tokens: usize, weight: Address, all: &mut Vec<Launch>) {
         let (ffn, inputs) = (self.shape.ffn, self.shape.hidden);
         let Activations { normed, gate_up, gated, .. } = *self.activations;
         let tiling = Tiling::of(tokens, self.bf16);
-        if self.bf16 {
+        if self.bf16 && !self.by_library(tokens) {
             let arguments = self.counted(Count::Tokens).add(normed).add(weight).add(gated);
             let arguments = arguments.add(ffn as u32).add(inputs as u32);
             let blocks = [ffn.div_ceil(tiling.columns / 2), tokens.div_ceil(tiling.rows), 1];
@@ -328,7 +376,7 @@ impl Surroundings<'_> {
             return all.push(Launch { shared_bytes: tiling.shared_bytes(), ..launch });
         }
         let product = Product { x: normed, w: weight, outputs: 2 * ffn, inputs };
-        let segments = Segments::of(2 * ffn, inputs, false);
+        let segments = Segments { inputs: inputs.next_multiple_of(DEPTH), count: 1 };
         all.push(self.product(Count::Tokens, tokens, product, gate_up, segments, 1));
         let arguments = self.counted(Count::Tokens).add(gate_up).add(gated).add(ffn as u32);
         all.push(launch("swiglu", [ffn.div_ceil(256), tokens, 1], 256, arguments));
@@ -361,12 +409,15 @@ impl Surroundings<'_> {
     fn attend(&self, extent: Extent, l: usize, all: &mut Vec<Launch>) {
         let (shape, activations) = (self.shape, self.activations);
         let what = self.attention(l);
+        let row = 2 * (shape.head_dim.next_multiple_of(16) + 8);
+        let shared_bytes = if self.bf16 { (ATTENTION_STAGES * 2 * CHUNK * row) as u32 } else { 0 };
         if extent.decode_rows > 0 {
             let mut arguments = self.counted(Count::DecodeRows);
             arguments.0.push(what);
             let arguments = arguments.add(activations.shares).add(activations.partial);
             let across = shape.kv_heads * (shape.heads / shape.kv_heads).div_ceil(DECODE_QUERIES);
-            all.push(launch("attend_decode", [extent.decode_rows, across, extent.splits], 32, arguments));
+            let blocks = [extent.decode_rows, across, extent.splits];
+            all.push(Launch { shared_bytes, ..launch("attend_decode", blocks, 32, arguments) });
             let arguments = self
                 .counted(Count::DecodeRows)
                 .add(self.words(self.layout.rows))
@@ -380,7 +431,8 @@ impl Surroundings<'_> {
             let mut arguments = self.counted(Count::Tiles).add(self.words(self.layout.tiles));
             arguments.0.push(what);
             let arguments = arguments.add(activations.attended);
-            all.push(launch("attend_prefill", [extent.tiles, shape.kv_heads, 1], 128, arguments));
+            let blocks = [extent.tiles, shape.kv_heads, 1];
+            all.push(Launch { shared_bytes, ..launch("attend_prefill", blocks, 128, arguments) });
         }
     }
 
@@ -465,13 +517,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn segments_hold_all_inputs_and_small_batches_keep_a_card_busy() {
+    fn segments_hold_all_inputs_and_few_rows_keep_a_card_busy() {
         for (outputs, inputs) in [(1152, 896), (896, 896), (896, 4864), (1536, 8960), (2048, 1536), (64, 33), (7, 1)] {
             let segments = Segments::of(outputs, inputs, true);
             assert!(segments.inputs % DEPTH == 0 && segments.inputs * segments.count >= inputs, "{segments:?}");
             assert!(segments.inputs * (segments.count - 1) < inputs, "{segments:?}");
-            let blocks = outputs.div_ceil(FEW.columns) * segments.count;
-            assert!(inputs < 4 * LEAST_SEGMENT || (90..=BUSY).contains(&blocks), "{outputs} {inputs}: {blocks}");
+            let warps = outputs.div_ceil(FEW.columns) * segments.count;
+            assert!(inputs < 4 * LEAST_SEGMENT || (BUSY / 2..=BUSY).contains(&warps), "{outputs} {inputs}: {warps}");
             assert_eq!(segments.parts(1, outputs, true), segments.count);
             assert_eq!(segments.parts(60_000, 10_000, true), 1);
             assert_eq!(Segments::of(outputs, inputs, false).count, 1);

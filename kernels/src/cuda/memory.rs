@@ -81,13 +81,20 @@ impl MemoryPlan {
         self.add("learner's activations", bytes, arithmetic, "lower learner.micro_batch_tokens");
     }
 
-    /// What a step of the engine works in.
-    pub fn steps(&mut self, shape: &ModelShape, element: Dtype, limits: Limits, block_tokens: usize) {
+    /// What a step of the engine works in; `library`: products may be left to one.
+    pub fn steps(
+        &mut self,
+        shape: &ModelShape,
+        element: Dtype,
+        limits: Limits,
+        block_tokens: usize,
+        library: bool,
+    ) {
         let (tokens, each) = (limits.tokens as u64, element_bytes(element));
         let (hidden, inner, ffn) =
             (shape.hidden as u64, (shape.heads * shape.head_dim) as u64, shape.ffn as u64);
         let bf16 = element == Dtype::Bf16;
-        let floats = if bf16 { hidden } else { hidden + 2 * ffn };
+        let floats = if bf16 && !library { hidden } else { hidden + 2 * ffn };
         let elements = hidden + 2 * inner + ffn;
         let sums = sums_room(shape, limits.tokens, bf16) as u64;
         let arithmetic = format!(
@@ -134,13 +141,13 @@ impl MemoryPlan {
         shapes: &[&ModelShape],
         element: Dtype,
         limits: Limits,
-        blocks: u32,
-        block_tokens: u32,
+        (blocks, block_tokens): (u32, u32),
+        library: bool,
     ) {
         let mut widest: Vec<Line> = Vec::new();
         for shape in shapes {
             let mut own = Self::default();
-            own.steps(shape, element, limits, block_tokens as usize);
+            own.steps(shape, element, limits, block_tokens as usize, library);
             if widest.is_empty() {
                 widest = own.lines;
                 continue;

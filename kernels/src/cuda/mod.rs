@@ -10,6 +10,7 @@ pub mod card;
 pub mod compile;
 pub mod driver;
 pub mod launches;
+mod library;
 pub mod memory;
 mod model;
 pub mod resources;

@@ -1,6 +1,6 @@
 //! A weight set on the card: leased in place where it lies there already, else copied.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::buckets::Bucket;
 use super::driver::{Address, Driver, GraphId, KernelsId};
@@ -36,6 +36,8 @@ pub(super) struct Model {
     pub(super) kernels: KernelsId,
     pub(super) addresses: ModelAddresses,
     pub(super) graphs: HashMap<Bucket, GraphId>,
+    /// Buckets that there were steps of.
+    pub(super) met: HashSet<Bucket>,
     /// Whether the weights are a copy in `memory`.
     copied: bool,
     /// The angles, and the copy.
@@ -197,8 +199,17 @@ impl Model {
             return Err(error);
         }
         let addresses = addresses(&shape, memory, |name| places.get(name).copied().unwrap_or(0));
-        let graphs = HashMap::new();
-        Ok(Self { lease: Some(weights), shape, element, kernels, addresses, graphs, copied, memory })
+        Ok(Self {
+            lease: Some(weights),
+            shape,
+            element,
+            kernels,
+            addresses,
+            graphs: HashMap::new(),
+            met: HashSet::new(),
+            copied,
+            memory,
+        })
     }
 
     /// Whether `weights` lie where this model's lay.

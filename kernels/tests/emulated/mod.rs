@@ -114,6 +114,8 @@ pub struct Emulated {
     pub free: u64,
     /// Bytes that are said to be left besides, as on a card where others take memory meanwhile.
     pub promised: u64,
+    /// Whether it says that it has a library for products, which it only records.
+    pub library: bool,
     /// Whether every call fails, as those of a card that fell off its bus do.
     pub lost: bool,
     memory: HashMap<Address, Layout>,
@@ -131,6 +133,7 @@ impl Emulated {
             runs,
             free: 1 << 32,
             promised: 0,
+            library: false,
             lost: false,
             memory: HashMap::new(),
             libraries: Vec::new(),
@@ -215,6 +218,10 @@ impl Driver for Emulated {
     fn free_bytes(&mut self) -> Result<u64, KernelError> {
         self.there()?;
         Ok(self.free + self.promised)
+    }
+
+    fn has_library(&self) -> bool {
+        self.library
     }
 
     fn allocate(&mut self, bytes: u64) -> Result<Address, KernelError> {

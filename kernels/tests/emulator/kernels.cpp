@@ -77,9 +77,11 @@ std::function<void()> find(const char* name, void** arguments) {
 #if ELEMENT_BF16
   IS(multiply_own, multiply_few);
   IS(multiply_own, multiply_some);
+  IS(multiply_own, multiply_more);
   IS(multiply_own, multiply_many);
   IS(multiply_own, gate_few);
   IS(multiply_own, gate_some);
+  IS(multiply_own, gate_more);
   IS(multiply_own, gate_many);
 #else
   IS(multiply_own, multiply);

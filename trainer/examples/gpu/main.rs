@@ -1,5 +1,5 @@
-//! Our side of scripts/bench/gpu: `gpu decode|update|share|mixed|learner SHAPE cpu|cuda f32|bf16`, random weights of a named
-//! shape, one JSON line.
+//! Our side of scripts/bench/gpu: `gpu decode|update|share|mixed|learner SHAPE cpu|cuda f32|bf16 [ROWS]`, random weights
+//! of a named shape, one JSON line; `decode` for one number of rows where that is given.
 #![expect(clippy::print_stdout, reason = "the line is the program's output")]
 
 mod measure;
@@ -34,6 +34,9 @@ fn machine(mode: &str, device: &str, dtype: Dtype, sizes: &Sizes) -> Result<(Pla
             Place::find_card()?;
             let place = Place::card(dtype, if mode == "learner" { SHARES.1 } else { SHARES.0 })?;
             place.lend_stream(&mut card)?;
+            if std::env::var("PARL_LIBRARY").is_ok() {
+                card.use_library()?;
+            }
             let limits = Limits { tokens: sizes.step_tokens as usize, rows: sizes.rows() };
             Ok((place, Box::new(CudaBackend::new(card, limits)?)))
         }
@@ -43,7 +46,8 @@ fn machine(mode: &str, device: &str, dtype: Dtype, sizes: &Sizes) -> Result<(Pla
 
 fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [mode, shape, device, dtype] = arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] else {
+    let [mode, shape, device, dtype, ref more @ ..] = arguments.iter().map(String::as_str).collect::<Vec<_>>()[..]
+    else {
         return Err("give decode|update|share|mixed|learner, a shape, cpu|cuda, f32|bf16".into());
     };
     let dtype = match dtype {
@@ -57,7 +61,7 @@ fn main() -> Result<(), Failure> {
         measure::Side::new(&sizes, place, backend)
     };
     let line = match mode {
-        "decode" => side()?.decode()?,
+        "decode" => side()?.decode(more.first().map(|rows| rows.parse()).transpose()?)?,
         "update" => side()?.update()?,
         "share" => side()?.share()?,
         "mixed" => side()?.mixed()?,

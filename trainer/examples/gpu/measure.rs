@@ -81,23 +81,26 @@ impl Side {
         Ok(begin.elapsed().as_secs_f64())
     }
 
-    /// Seconds of a decode step, by its rows.
+    /// Seconds of a decode step, by its rows, or for one number of them.
     ///
     /// # Errors
     /// What the backend fails with.
-    pub fn decode(mut self) -> Result<Value, Failure> {
+    pub fn decode(mut self, only: Option<u32>) -> Result<Value, Failure> {
         let Sizes { shape, context, steps, batches, .. } = self.sizes.clone();
+        let batches = only.map_or(batches.to_vec(), |batch| vec![batch]);
         let steps = steps + WARM as u32;
         let (each, filled) = ((context + steps).div_ceil(BLOCK_TOKENS), context / BLOCK_TOKENS);
         let blocks = |s: u32| (s * each..(s + 1) * each).collect::<Vec<_>>();
         let plan = |rows| Plan { copies: Vec::new(), groups: vec![PlanGroup { set: SET, rows }] };
         let mut all = Vec::new();
-        for &batch in batches {
+        for batch in batches {
             self.backend.reserve_kv(batch * each, BLOCK_TOKENS)?;
             self.backend.install(SET, self.learner.lease()?)?;
             let prompt = tokens(shape.vocab, 0, context);
+            // With a draw, so that it is waited for.
+            let first = Some(Draw { sampling: SAMPLING, key: key(0), position: context });
             let prefill =
-                self.pass(&plan(vec![PlanRow { tokens: prompt, start: 0, blocks: blocks(0), draw: None }]))?;
+                self.pass(&plan(vec![PlanRow { tokens: prompt, start: 0, blocks: blocks(0), draw: first }]))?;
             // The other contexts are copies of the first, so that each row reads memory of its own.
             let copies = (1..batch).flat_map(|s| (0..filled).map(move |b| (b, s * each + b))).collect();
             self.pass(&Plan { copies, groups: Vec::new() })?;
@@ -141,7 +144,7 @@ impl Side {
     /// # Errors
     /// What engine and learner fail with.
     pub fn update(self) -> Result<Value, Failure> {
-        let (vocab, count, length) = (self.sizes.shape.vocab, self.sizes.samples, self.sizes.sample_tokens);
+        let (vocab, count, length) = (self.sizes.shape.vocab, self.sizes.samples / 2, self.sizes.sample_tokens / 2);
         let (mut engine, mut learner, _) = self.engine(count, length)?;
         let (mut seconds, mut apart, mut moved, mut versions) = (Vec::new(), Vec::new(), 0, Vec::new());
         for _ in 0..TIMES {

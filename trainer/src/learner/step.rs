@@ -354,8 +354,11 @@ fn sum(parts: Vec<Tensor>) -> Option<Tensor> {
     tch::no_grad(|| parts.into_iter().reduce(|mut sum, part| sum.g_add_(&part)))
 }
 
-/// Σ x² in f64, over a cache's worth of elements at a time.
+/// Σ x² in f64, over a cache's worth of elements at a time; on a card at once.
 fn square(tensor: &Tensor) -> f64 {
+    if tensor.device().is_cuda() {
+        return tensor.square().sum(Kind::Double).double_value(&[]);
+    }
     let parts = tensor.flatten(0, -1).split(stretch(tensor), 0);
     parts.iter().map(|x| x.to_kind(Kind::Double).square().sum(None).double_value(&[])).sum()
 }

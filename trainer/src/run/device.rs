@@ -99,6 +99,9 @@ fn on_card(
     let notes = told(&learner, &engine, card.architecture(), free, share);
     let place = Place::card(dtype, share)?;
     place.lend_stream(&mut card).map_err(kernel)?;
+    if !config.run.deterministic {
+        card.use_library().map_err(kernel)?;
+    }
     let backend = Box::new(CudaBackend::new(card, limits(config)).map_err(kernel)?);
     Ok(Found { place, backend, notes })
 }
@@ -125,7 +128,8 @@ fn plans(config: &Config, models: &[Model<'_>], dtype: Dtype) -> (MemoryPlan, Me
     }
     let shapes: Vec<&ModelShape> = models.iter().map(|model| model.shape).collect();
     let blocks = &config.rollout.engine;
-    engine.engine(&shapes, dtype, limits(config), blocks.kv_blocks, blocks.block_tokens);
+    let pool = (blocks.kv_blocks, blocks.block_tokens);
+    engine.engine(&shapes, dtype, limits(config), pool, !config.run.deterministic);
     engine.libraries();
     (learner, engine)
 }
