@@ -17,6 +17,7 @@ struct Buffers {
 struct Queries {
   u32 fragments[PADDED / 16][4];
   u32 sees[2]; // positions
+  bool second; // whether there are any above the first eight
   u32 limit;   // the largest `sees` of the warp
 };
 
@@ -36,6 +37,7 @@ DEVICE void clear(Fold& fold) {
 DEVICE void take_queries(Queries& to, const Attention& what, const Row& row, u32 kv_head, u32 first, u32 end) {
   const u32 lane = threadIdx.x % WARP;
   const u32 group = what.heads / what.paging.kv_heads;
+  to.second = first + QUERIES / 2 < end;
   to.limit = first < end ? row.start + (min(first + QUERIES, end) - 1) / group + 1 : 0;
   for (u32 r = 0; r < 2; ++r) {
     const u32 query = first + lane / 4 + r * 8;
@@ -96,6 +98,8 @@ DEVICE void fold_chunk(Fold& fold, const Queries& queries, const Bf16* keys, con
   }
 #pragma unroll
   for (u32 r = 0; r < 2; ++r) {
+    // Scores of queries that are not there go on as they are, to sums that go nowhere.
+    if (r == 1 && !queries.second) continue;
     float most = fold.shares[r].most;
 #pragma unroll
     for (u32 n = 0; n < CHUNK / 8; ++n) {
@@ -110,14 +114,14 @@ DEVICE void fold_chunk(Fold& fold, const Queries& queries, const Bf16* keys, con
     most = fmaxf(most, __shfl_xor_sync(WHOLE_WARP, most, 2));
     // Where nothing was seen yet, minus infinity less itself would be NaN.
     const float base = most == MINUS_INFINITY ? 0.0f : most;
-    const float correction = exponential(fold.shares[r].most - base);
+    const float correction = power_of_two((fold.shares[r].most - base) * LOG2_E);
     float sum = 0.0f;
 #pragma unroll
     for (u32 n = 0; n < CHUNK / 8; ++n) {
 #pragma unroll
       for (u32 c = 0; c < 2; ++c) {
         float& score = scores[n][2 * r + c];
-        score = exponential(score - base);
+        score = power_of_two((score - base) * LOG2_E);
         sum += score;
       }
     }

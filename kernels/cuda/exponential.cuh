@@ -3,6 +3,17 @@
 
 #include "device.cuh"
 
+#ifdef __CUDACC__
+// 2^x by the multiprocessor's own unit: to about 2 ulp; 0 for minus infinity.
+DEVICE float power_of_two(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+#endif
+
+constexpr float LOG2_E = 1.44269504f;
+
 // To about 2 ulp; 0 below -87 (for minus infinity too), e^88 above 88.
 DEVICE float exponential(float x) {
   const float c = fminf(fmaxf(x, -87.0f), 88.0f);

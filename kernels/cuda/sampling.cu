@@ -20,8 +20,9 @@ struct Distribution {
   float largest;
   float scale; // 1 / temperature
 
-  DEVICE_MEMBER float weight(u32 i) const { return exponential((logits[i] - largest) * scale); }
-  DEVICE_MEMBER u32 bits(u32 i) const { return __float_as_uint(weight(i)); }
+  // A weight's bits; 0 for a logit of minus infinity.
+  DEVICE_MEMBER u32 bits_of(float logit) const { return __float_as_uint(exponential((logit - largest) * scale)); }
+  DEVICE_MEMBER u32 bits(u32 i) const { return bits_of(logits[i]); }
 };
 
 DEVICE u64 mass_of(u32 bits) { return (u64)(__uint_as_float(bits) * UNITS); }
@@ -157,6 +158,14 @@ DEVICE u32 draw_truncated(const Distribution& row, const Draw& draw, u64 mass, S
   return walk(Range{0, row.vocab}, ties_before, shared, [&](u32 i) -> u64 { return row.bits(i) == place.bits; });
 }
 
+// Logits that a thread of LOOKERS has under way at once.
+constexpr u32 LOOKERS = 256, AHEAD = 8;
+
+DEVICE void load_ahead(float (&to)[AHEAD], const float* row, u32 first, u32 end, float beyond) {
+#pragma unroll
+  for (u32 j = 0; j < AHEAD; ++j) to[j] = first + j * LOOKERS < end ? row[first + j * LOOKERS] : beyond;
+}
+
 // Blocks along x take rows, along y parts.
 KERNEL(256) survey_logits(const u32* count, const float* logits, Part* parts, u32 vocab) {
   __shared__ float shared[8];
@@ -165,10 +174,14 @@ KERNEL(256) survey_logits(const u32* count, const float* logits, Part* parts, u3
   const float* row = logits + (u64)blockIdx.x * vocab;
   const Range range = range_of(blockIdx.y, vocab);
   float largest = __uint_as_float(0xff800000u), strays = 0.0f;
-  for (u32 i = range.from + threadIdx.x; i < range.to; i += blockDim.x) {
-    const float logit = row[i];
-    largest = fmaxf(largest, logit);
-    if (!is_finite(logit)) strays = 1.0f;
+  for (u32 first = range.from + threadIdx.x; first < range.to; first += AHEAD * LOOKERS) {
+    float logits_here[AHEAD];
+    load_ahead(logits_here, row, first, range.to, largest);
+#pragma unroll
+    for (u32 j = 0; j < AHEAD; ++j) {
+      largest = fmaxf(largest, logits_here[j]);
+      if (first + j * LOOKERS < range.to && !is_finite(logits_here[j])) strays = 1.0f;
+    }
   }
   largest = block_max(largest, shared);
   strays = block_max(strays, shared);
@@ -183,7 +196,12 @@ KERNEL(256) weigh_logits(const u32* count, const float* logits, const Draw* draw
   const Distribution row = distribution_of(logits, draws[blockIdx.x], vocab, parts, blockIdx.x);
   const Range range = range_of(blockIdx.y, vocab);
   u64 own = 0;
-  for (u32 i = range.from + threadIdx.x; i < range.to; i += blockDim.x) own += mass_of(row.bits(i));
+  for (u32 first = range.from + threadIdx.x; first < range.to; first += AHEAD * LOOKERS) {
+    float logits_here[AHEAD];
+    load_ahead(logits_here, row.logits, first, range.to, __uint_as_float(0xff800000u));
+#pragma unroll
+    for (u32 j = 0; j < AHEAD; ++j) own += mass_of(row.bits_of(logits_here[j]));
+  }
   for (u32 apart = WARP / 2; apart > 0; apart /= 2) own += __shfl_xor_sync(WHOLE_WARP, own, apart);
   if (threadIdx.x % WARP == 0) sums[threadIdx.x / WARP] = own;
   __syncthreads();

@@ -65,6 +65,7 @@ inline u32 __ballot_sync(u32, bool yes) {
   return bits;
 }
 
+inline float power_of_two(float x) { return exp2f(x); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline float __uint_as_float(u32 bits) {
   float x;
