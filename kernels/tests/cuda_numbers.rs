@@ -3,11 +3,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests may panic, helpers of tests too")]
 #![allow(unsafe_code, reason = "it calls C++")]
+#![allow(clippy::disallowed_methods, reason = "what it keeps in files may be lost")]
 
 mod emulated;
 mod fixture;
 
 use std::ffi::c_void;
+use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock};
 
 use emulated::{Emulated, Library};
@@ -28,18 +30,26 @@ use parl_kernels::rng::philox4x32;
 use parl_kernels::shape::ModelShape;
 use parl_kernels::weights::{Dtype, WeightSet};
 
-/// One for all tests, so that a kernel is compiled once.
+/// One for all tests, so that a kernel is compiled once; between programs in the folder `PARL_CUBINS`, where it is set.
 struct Shared;
+
+fn file_of(key: &str) -> Option<PathBuf> {
+    Some(PathBuf::from(std::env::var_os("PARL_CUBINS")?).join(key))
+}
 
 static COMPILED: OnceLock<Mutex<InMemory>> = OnceLock::new();
 
 impl Cubins for Shared {
     fn get(&self, key: &str) -> Option<Vec<u8>> {
-        COMPILED.get_or_init(Mutex::default).lock().unwrap().get(key)
+        let kept = COMPILED.get_or_init(Mutex::default).lock().unwrap().get(key);
+        kept.or_else(|| std::fs::read(file_of(key)?).ok())
     }
 
     fn keep(&mut self, key: &str, sealed: &[u8]) {
         COMPILED.get_or_init(Mutex::default).lock().unwrap().keep(key, sealed);
+        if let Some(file) = file_of(key) {
+            std::fs::write(file, sealed).unwrap();
+        }
     }
 }
 

@@ -148,7 +148,7 @@ impl Side {
         let (mut engine, mut learner, _) = self.engine(count, length)?;
         let (mut seconds, mut apart, mut moved, mut versions) = (Vec::new(), Vec::new(), 0, Vec::new());
         for _ in 0..TIMES {
-            let prompts: Vec<Vec<u32>> = (0..count).map(|s| tokens(vocab, s, length - OWN / 2)).collect();
+            let prompts: Vec<Vec<u32>> = (0..count).map(|s| tokens(vocab, s, (length - OWN / 2).max(OWN / 2))).collect();
             let mut samples = drawn(&mut engine, &prompts, OWN / 2)?;
             engine.release(SET);
             apart.extend(differences(&recorded(&samples), &learner.log_probs(&samples)?));
