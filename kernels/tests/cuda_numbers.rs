@@ -306,7 +306,8 @@ fn a_prefill_may_be_cut_anywhere_and_decode_has_its_bits() {
 #[test]
 fn every_tiling_sums_in_one_order() {
     // Wide enough for segments of inputs in all products, whose last ones are short.
-    let shape = ModelShape { hidden: 288, ffn: 424, heads: 9, kv_heads: 3, head_dim: 32, layers: 1, ..base() };
+    let shape =
+        ModelShape { hidden: 288, ffn: 424, heads: 9, kv_heads: 3, head_dim: 32, layers: 1, ..base() };
     let sequence = tokens(&shape, 4, 150);
     let plain = rounded(&tensors(&shape, 1)).1;
     let of = |sizes: &[usize]| {
@@ -333,15 +334,15 @@ fn launches_repeat_and_batches_do_not_matter() {
     let on_card_itself = std::env::var("PARL_CARD").is_ok();
     let (times, batches) = if on_card_itself { (1000, (1..=64).collect()) } else { (2, vec![1, 2, 17]) };
     let most = *batches.last().unwrap();
-    let shape = ModelShape { hidden: 288, ffn: 424, heads: 9, kv_heads: 3, head_dim: 32, layers: 2, ..base() };
+    let shape =
+        ModelShape { hidden: 288, ffn: 424, heads: 9, kv_heads: 3, head_dim: 32, layers: 2, ..base() };
     let limits = Limits { tokens: 1024, rows: 64 };
     let mut backend = on_card(weights(&shape, Dtype::Bf16), 2 * most, BLOCK_TOKENS, limits);
     let prompts =
         (0..most).map(|i| row(&tokens(&shape, u64::from(i), 16), 0, &[2 * i], None)).collect::<Vec<_>>();
     drawn(&mut backend, &plan(prompts));
-    let rows: Vec<_> = (0..most)
-        .map(|i| row(&[i % 100], 16, &[2 * i, 2 * i + 1], Some(draw(u64::from(i), 17))))
-        .collect();
+    let rows: Vec<_> =
+        (0..most).map(|i| row(&[i % 100], 16, &[2 * i, 2 * i + 1], Some(draw(u64::from(i), 17)))).collect();
     let mut of = |rows: &[PlanRow]| drawn_bits(&drawn(&mut backend, &plan(rows.to_vec())));
     let alone: Vec<_> = rows.iter().flat_map(|row| of(std::slice::from_ref(row))).collect();
     for batch in batches {

@@ -109,12 +109,22 @@ fn wide(library: bool) -> CudaBackend<Emulated> {
 fn products_are_tiled_by_the_rows_and_cut_by_the_weights() {
     let mut backend = wide(false);
     let layer = |size: &str| {
-        ["rms_norm", "sums", "turn_heads", "attend_decode", "merge_splits", "sums", "rms_norm", "gate", "sums"]
-            .map(|name| match name {
-                "sums" => format!("multiply_{size}"),
-                "gate" => format!("gate_{size}"),
-                other => other.to_owned(),
-            })
+        [
+            "rms_norm",
+            "sums",
+            "turn_heads",
+            "attend_decode",
+            "merge_splits",
+            "sums",
+            "rms_norm",
+            "gate",
+            "sums",
+        ]
+        .map(|name| match name {
+            "sums" => format!("multiply_{size}"),
+            "gate" => format!("gate_{size}"),
+            other => other.to_owned(),
+        })
     };
     for (rows, size) in [(1, "few"), (16, "few"), (24, "some"), (64, "more"), (96, "many"), (512, "many")] {
         let from = backend.driver().kernels().len();
@@ -137,7 +147,9 @@ fn a_library_multiplies_for_many_rows_and_is_not_met_in_a_capture() {
     assert_eq!(backend.driver().graphs(), 0);
     let many = launches(&mut backend, "multiply_many");
     // The sums of all inputs at once, where the next kernel looks for them.
-    let whole = |l: &Launch| l.instead.is_some_and(|p| p.rows == 96 && p.y == l.arguments[3].0[0]) && l.blocks[2] == 1;
+    let whole = |l: &Launch| {
+        l.instead.is_some_and(|p| p.rows == 96 && p.y == l.arguments[3].0[0]) && l.blocks[2] == 1
+    };
     assert!(many.len() == 4 * 3 + 1 && many.iter().all(whole), "{many:?}");
     let layer = ["rms_norm", "multiply_many", "swiglu", "multiply_many"];
     assert_eq!(since(&mut backend, from)[7..11], layer);

@@ -66,9 +66,12 @@ fn the_script_tells_its_steps_and_what_is_missing() {
     for (name, says) in [
         ("nvidia-smi", "echo 'A Card, 580.1, 80000 MiB, 9.0'"),
         ("trainer", "exit 3"),
-        ("gpu", "echo '{\"moved_bytes\": 0, \"versions\": [1, 2], \"mismatch_max\": 0.0, \
+        (
+            "gpu",
+            "echo '{\"moved_bytes\": 0, \"versions\": [1, 2], \"mismatch_max\": 0.0, \
                 \"mismatch_kl\": 0.0, \"mismatch_mean\": 0.0, \"engine_from_f32_mean\": 0.0, \
-                \"learner_from_f32_mean\": 0.0}'"),
+                \"learner_from_f32_mean\": 0.0}'",
+        ),
         ("cuda_numbers", "printf 'test a_row ... ok\\ntest b_row ... %s\\n' ${OUTCOME:-ok}"),
         (
             "compute-sanitizer",
@@ -102,8 +105,17 @@ fn the_script_tells_its_steps_and_what_is_missing() {
 #[test]
 fn the_scripts_beside_it_are_python() {
     let script = "import ast, sys\nfor name in sys.argv[1:]:\n    ast.parse(open(name).read(), name)";
-    let files = ["gpu", "gpu_ceilings.py", "hf_decode.py"];
+    let files = ["gpu", "gpu_ceilings.py", "gpu_page", "hf_decode.py"];
     let paths = files.map(|name| root().join("scripts/bench").join(name).display().to_string());
     let done = shell(&Folder::new().unwrap(), &format!("python3 -c '{script}' '{}'", paths.join("' '")));
     assert_eq!(done.code, 0, "{}", done.err);
+}
+
+#[test]
+fn the_page_of_what_was_measured_is_made_of_the_reports() {
+    let script = root().join("scripts/bench/gpu_page").display().to_string();
+    let call = format!("PYTHONDONTWRITEBYTECODE=1 '{script}' --out page.md; cat page.md");
+    let done = shell(&Folder::new().unwrap(), &call);
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert_eq!(done.out, std::fs::read_to_string(root().join("docs/gpu-measured.md")).unwrap());
 }

@@ -62,10 +62,6 @@ const MANY: Tiling = Tiling {
 const EXACT: Tiling =
     Tiling { sums: "multiply", gate: "", rows: 64, columns: 64, threads: 256, stages: 0, depth: 0 };
 
-const FEW_ROWS: usize = FEW.rows;
-const SOME_ROWS: usize = SOME.rows;
-const MORE_ROWS: usize = MORE.rows;
-
 /// Inputs of a segment are a multiple of this many: of any stage.
 const DEPTH: usize = 64;
 
@@ -87,13 +83,10 @@ pub(super) const SURVEYED: usize = 32;
 
 impl Tiling {
     fn of(rows: usize, bf16: bool) -> &'static Self {
-        match rows {
-            _ if !bf16 => &EXACT,
-            0..=FEW_ROWS => &FEW,
-            0..=SOME_ROWS => &SOME,
-            0..=MORE_ROWS => &MORE,
-            _ => &MANY,
+        if !bf16 {
+            return &EXACT;
         }
+        [&FEW, &SOME, &MORE].into_iter().find(|tiling| rows <= tiling.rows).unwrap_or(&MANY)
     }
 
     fn shared_bytes(&self) -> u32 {
@@ -122,7 +115,7 @@ impl Segments {
     /// In how many parts the sums of `rows` rows come.
     fn parts(self, rows: usize, outputs: usize, bf16: bool) -> usize {
         let blocks = rows.div_ceil(MANY.rows) * outputs.div_ceil(MANY.columns);
-        if bf16 && (rows <= MORE_ROWS || blocks <= IDLE) { self.count } else { 1 }
+        if bf16 && (rows <= MORE.rows || blocks <= IDLE) { self.count } else { 1 }
     }
 }
 
@@ -257,7 +250,14 @@ impl Arguments {
 }
 
 fn launch(kernel: &'static str, blocks: [usize; 3], threads: u32, arguments: Arguments) -> Launch {
-    Launch { kernel, blocks: blocks.map(|b| b as u32), threads, shared_bytes: 0, arguments: arguments.0, instead: None }
+    Launch {
+        kernel,
+        blocks: blocks.map(|b| b as u32),
+        threads,
+        shared_bytes: 0,
+        arguments: arguments.0,
+        instead: None,
+    }
 }
 
 /// What a product's sums come in, for whoever adds them up.
@@ -349,7 +349,7 @@ impl Surroundings<'_> {
 
     /// Whether products of so many rows are left to a library: smaller ones are a matter of reading the weights.
     fn by_library(&self, rows: usize) -> bool {
-        self.library && self.bf16 && rows > MORE_ROWS
+        self.library && self.bf16 && rows > MORE.rows
     }
 
     /// A product of all tokens to the place of sums, and what it gives them in.
@@ -489,7 +489,12 @@ impl Surroundings<'_> {
         [
             launch("survey_logits", looked, 256, counted().add(survey).add(vocab)),
             launch("weigh_logits", looked, 256, counted().add(draws).add(survey).add(vocab)),
-            launch("draw_tokens", [outputs, 1, 1], 512, counted().add(draws).add(survey).add(drawn).add(vocab)),
+            launch(
+                "draw_tokens",
+                [outputs, 1, 1],
+                512,
+                counted().add(draws).add(survey).add(drawn).add(vocab),
+            ),
         ]
     }
 }
@@ -518,12 +523,20 @@ mod tests {
 
     #[test]
     fn segments_hold_all_inputs_and_few_rows_keep_a_card_busy() {
-        for (outputs, inputs) in [(1152, 896), (896, 896), (896, 4864), (1536, 8960), (2048, 1536), (64, 33), (7, 1)] {
+        for (outputs, inputs) in
+            [(1152, 896), (896, 896), (896, 4864), (1536, 8960), (2048, 1536), (64, 33), (7, 1)]
+        {
             let segments = Segments::of(outputs, inputs, true);
-            assert!(segments.inputs % DEPTH == 0 && segments.inputs * segments.count >= inputs, "{segments:?}");
+            assert!(
+                segments.inputs.is_multiple_of(DEPTH) && segments.inputs * segments.count >= inputs,
+                "{segments:?}"
+            );
             assert!(segments.inputs * (segments.count - 1) < inputs, "{segments:?}");
             let warps = outputs.div_ceil(FEW.columns) * segments.count;
-            assert!(inputs < 4 * LEAST_SEGMENT || (BUSY / 2..=BUSY).contains(&warps), "{outputs} {inputs}: {warps}");
+            assert!(
+                inputs < 4 * LEAST_SEGMENT || (BUSY / 2..=BUSY).contains(&warps),
+                "{outputs} {inputs}: {warps}"
+            );
             assert_eq!(segments.parts(1, outputs, true), segments.count);
             assert_eq!(segments.parts(60_000, 10_000, true), 1);
             assert_eq!(Segments::of(outputs, inputs, false).count, 1);

@@ -93,7 +93,10 @@ impl Library {
                 let made = sys::cublasLtMatrixLayoutCreate(layout, kind, high, wide, high as i64);
                 check(made, "cublasLtMatrixLayoutCreate")?;
             }
-            check(sys::cublasLtMatmulPreferenceCreate(&raw mut preference), "cublasLtMatmulPreferenceCreate")?;
+            check(
+                sys::cublasLtMatmulPreferenceCreate(&raw mut preference),
+                "cublasLtMatmulPreferenceCreate",
+            )?;
             let attribute =
                 sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
             let (value, bytes) = ((&raw const room).cast(), size_of_val(&room));
@@ -119,7 +122,7 @@ impl Library {
                     "cuBLASLt has no way to multiply {rows} × {inputs} by {inputs} × {outputs}"
                 )));
             }
-            Ok(Ready { operation: operation, w, x, y, algorithm: found.assume_init().algo })
+            Ok(Ready { operation, w, x, y, algorithm: found.assume_init().algo })
         }
     }
 
@@ -127,11 +130,7 @@ impl Library {
     ///
     /// # Errors
     /// [`KernelError::Cuda`] when the library refuses.
-    pub(super) fn multiply(
-        &mut self,
-        product: &Matmul,
-        stream: driver::CUstream,
-    ) -> Result<(), KernelError> {
+    pub(super) fn multiply(&mut self, product: &Matmul, stream: driver::CUstream) -> Result<(), KernelError> {
         let size = [product.rows, product.outputs, product.inputs];
         if !self.ready.contains_key(&size) {
             let ready = self.plan(product)?;

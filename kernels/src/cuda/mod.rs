@@ -1,7 +1,7 @@
 //! The CUDA kernels and what a host needs to run them. Libraries of CUDA are looked for at run time; where there are
 //! none, that is an error to read, and the CPU backend works on.
 //!
-//! Nothing here has run on a card yet (see `docs/gpu.md`).
+//! What was checked and measured on a card, and when, stands in `docs/gpu-measured.md`.
 
 mod backend;
 pub mod buckets;

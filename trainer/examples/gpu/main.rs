@@ -22,7 +22,12 @@ type Failure = Box<dyn std::error::Error>;
 const SHARES: (f64, f64) = (0.6, 0.95);
 
 /// Where it all happens, as a run has it: engine and learner on one stream.
-fn machine(mode: &str, device: &str, dtype: Dtype, sizes: &Sizes) -> Result<(Place, Box<dyn Backend>), Failure> {
+fn machine(
+    mode: &str,
+    device: &str,
+    dtype: Dtype,
+    sizes: &Sizes,
+) -> Result<(Place, Box<dyn Backend>), Failure> {
     match device {
         "cpu" => Ok((Place::cpu(dtype), Box::new(CpuBackend::default()))),
         "cuda" => {
@@ -46,7 +51,8 @@ fn machine(mode: &str, device: &str, dtype: Dtype, sizes: &Sizes) -> Result<(Pla
 
 fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [mode, shape, device, dtype, ref more @ ..] = arguments.iter().map(String::as_str).collect::<Vec<_>>()[..]
+    let [mode, shape, device, dtype, ref more @ ..] =
+        arguments.iter().map(String::as_str).collect::<Vec<_>>()[..]
     else {
         return Err("give decode|update|share|mixed|learner, a shape, cpu|cuda, f32|bf16".into());
     };

@@ -144,11 +144,13 @@ impl Side {
     /// # Errors
     /// What engine and learner fail with.
     pub fn update(self) -> Result<Value, Failure> {
-        let (vocab, count, length) = (self.sizes.shape.vocab, self.sizes.samples / 2, self.sizes.sample_tokens / 2);
+        let (vocab, count, length) =
+            (self.sizes.shape.vocab, self.sizes.samples / 2, self.sizes.sample_tokens / 2);
         let (mut engine, mut learner, _) = self.engine(count, length)?;
         let (mut seconds, mut apart, mut moved, mut versions) = (Vec::new(), Vec::new(), 0, Vec::new());
         for _ in 0..TIMES {
-            let prompts: Vec<Vec<u32>> = (0..count).map(|s| tokens(vocab, s, (length - OWN / 2).max(OWN / 2))).collect();
+            let prompts: Vec<Vec<u32>> =
+                (0..count).map(|s| tokens(vocab, s, (length - OWN / 2).max(OWN / 2))).collect();
             let mut samples = drawn(&mut engine, &prompts, OWN / 2)?;
             engine.release(SET);
             apart.extend(differences(&recorded(&samples), &learner.log_probs(&samples)?));
@@ -165,10 +167,12 @@ impl Side {
         let (engine_off, learner_off) = from_exact(&mut engine, &learner)?;
         let count = apart.len().max(1) as f64;
         let divergence = apart.iter().map(|d| d.exp() - 1.0 - d).sum::<f64>() / count;
-        Ok(json!({"update_to_first_token_seconds": median(seconds), "moved_bytes": moved, "versions": versions,
+        Ok(
+            json!({"update_to_first_token_seconds": median(seconds), "moved_bytes": moved, "versions": versions,
             "mismatch_max": apart.iter().fold(0.0f64, |most, d| most.max(d.abs())),
             "mismatch_mean": apart.iter().map(|d| d.abs()).sum::<f64>() / count, "mismatch_kl": divergence,
-            "engine_from_f32_mean": engine_off, "learner_from_f32_mean": learner_off}))
+            "engine_from_f32_mean": engine_off, "learner_from_f32_mean": learner_off}),
+        )
     }
 
     /// An episode's sub-agents, whose contexts begin alike, with and without sharing what is alike.
@@ -300,8 +304,7 @@ fn from_exact(engine: &mut Engine, learner: &Learner) -> Result<(f64, f64), Fail
     let params = learner.params().iter().map(plain).collect();
     let config = LearnerConfig::default();
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(prompts.len());
-    let mut exact =
-        Learner::at(Place::cpu(Dtype::F32), shape.clone(), params, config.optimizer(), threads)?;
+    let mut exact = Learner::at(Place::cpu(Dtype::F32), shape.clone(), params, config.optimizer(), threads)?;
     exact.micro_batch_tokens = 1;
     let wanted = exact.log_probs(&samples)?;
     let off = |found: &[Vec<f32>]| {
