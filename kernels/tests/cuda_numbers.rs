@@ -15,7 +15,7 @@ use std::sync::{Mutex, OnceLock};
 use emulated::{Emulated, Library};
 use fixture::{
     BLOCK_TOKENS, SET, base, bits, decode, draw, drawn_bits, log_softmax, plan, reference, rounded, row,
-    rows, tensors, tokens,
+    rows, tensors, tokens, uniform,
 };
 use half::bf16;
 use parl_kernels::KernelError;
@@ -24,7 +24,7 @@ use parl_kernels::cpu::{CpuBackend, Level};
 use parl_kernels::cuda::CudaBackend;
 use parl_kernels::cuda::cache::{Cubins, InMemory};
 use parl_kernels::cuda::card::Card;
-use parl_kernels::cuda::driver::Driver;
+use parl_kernels::cuda::driver::{Argument, Driver, Launch};
 use parl_kernels::cuda::step::Limits;
 use parl_kernels::rng::philox4x32;
 use parl_kernels::shape::ModelShape;
@@ -326,6 +326,65 @@ fn every_tiling_sums_in_one_order() {
     let (farthest, divergence) = apart(&whole, &reference(&shape, &plain, &sequence));
     assert!(divergence <= 1e-3, "{farthest} {divergence}");
     assert_eq!(bits(&of(&[66, 34, 17, 16, 1, 15, 1])), bits(&whole));
+}
+
+#[test]
+fn segments_are_added_in_order_inside_of_a_block_and_outside() {
+    let mut driver = driver();
+    let kernels = driver.kernels(Dtype::Bf16, 16).unwrap();
+    // Four segments, the last one short; the last tiles too.
+    let (rows, outputs, inputs, segment) = (20u32, 40u32, 200u32, 64u32);
+    let elements = |seed: u64, count: u32| -> Vec<bf16> {
+        (0..count as usize).map(|i| bf16::from_f32(2.0 * uniform(seed, i) - 1.0)).collect()
+    };
+    let (x, w) = (elements(1, rows * inputs), elements(2, outputs * inputs));
+    let mut place = |bytes: &[u8]| {
+        let place = driver.allocate(bytes.len() as u64).unwrap();
+        driver.upload(place, bytes).unwrap();
+        place
+    };
+    let count = place(&rows.to_le_bytes());
+    let (at_x, at_w) = (place(bytemuck::cast_slice(&x)), place(bytemuck::cast_slice(&w)));
+    let size = 4 * rows * outputs;
+    let y = place(&vec![0xFF; 4 * size as usize]);
+    // Tile's rows and columns, threads, bytes of shared memory.
+    let mut sums = |kernel, [high, wide, threads, shared_bytes]: [u32; 4], parts: u32| -> Vec<f32> {
+        let part = if parts == 1 { 4 * segment } else { segment };
+        let numbers = [outputs, inputs, segment, part].map(Argument::from);
+        let apart = Argument::from(u64::from(rows * outputs));
+        let arguments = [&[count, at_x, at_w, y].map(Argument::from)[..], &numbers, &[apart]].concat();
+        let blocks = [outputs.div_ceil(wide), rows.div_ceil(high), parts];
+        driver
+            .launch(kernels, &Launch { kernel, blocks, threads, shared_bytes, arguments, instead: None })
+            .unwrap();
+        let pending = driver.download(y, u64::from(parts * size)).unwrap();
+        let found = driver.wait(pending).unwrap();
+        let found: Vec<f32> = found.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect();
+        let mut parts = found.chunks(size as usize / 4);
+        let first = parts.next().unwrap().to_vec();
+        parts.fold(first, |sum, part| sum.iter().zip(part).map(|(a, b)| a + b).collect())
+    };
+    let few = [16, 16, 32, 23_040];
+    let outside = sums("multiply_few", few, 4);
+    for (i, sum) in outside.iter().enumerate() {
+        let (row, output) = (i / outputs as usize, i % outputs as usize);
+        let n = inputs as usize;
+        let wanted: f32 = (0..n).map(|k| x[row * n + k].to_f32() * w[output * n + k].to_f32()).sum();
+        assert!((sum - wanted).abs() < 1e-4, "{row} {output}: {sum} {wanted}");
+    }
+    let wanted = bits(&[outside]);
+    for (kernel, tiling) in [
+        ("multiply_few", few),
+        ("multiply_some", [32, 32, 64, 36_864]),
+        ("multiply_more", [64, 32, 64, 41_472]),
+        ("multiply_many", [128, 128, 256, 81_920]),
+    ] {
+        assert_eq!(bits(&[sums(kernel, tiling, 1)]), wanted, "{kernel}, inside of a block");
+        assert_eq!(bits(&[sums(kernel, tiling, 4)]), wanted, "{kernel}, outside");
+    }
+    for address in [count, at_x, at_w, y] {
+        driver.free(address);
+    }
 }
 
 /// On a card a thousand times, and for every batch up to 64.
