@@ -65,27 +65,33 @@ pub fn sources(element: Dtype) -> impl Iterator<Item = Source> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
     fn kernels_are_found_in_their_sources() {
-        for element in [Dtype::F32, Dtype::Bf16] {
-            let mut names: Vec<&str> =
-                sources(element).flat_map(|s| s.kernels().collect::<Vec<_>>()).collect();
-            names.sort_unstable();
-            let wanted = [
-                "attend_decode",
-                "attend_prefill",
-                "copy_blocks",
-                "draw_tokens",
-                "embed",
-                "find_strays",
-                "merge_splits",
-                "multiply",
-                "rms_norm",
-                "swiglu",
-                "turn_heads",
-            ];
+        let either = [
+            "attend_decode",
+            "attend_prefill",
+            "copy_blocks",
+            "draw_tokens",
+            "embed",
+            "find_strays",
+            "merge_splits",
+            "rms_norm",
+            "survey_logits",
+            "swiglu",
+            "turn_heads",
+            "weigh_logits",
+        ];
+        let tilings = ["few", "some", "more", "many"];
+        let tiled =
+            tilings.iter().flat_map(|tiling| [format!("multiply_{tiling}"), format!("gate_{tiling}")]);
+        for (element, own) in [(Dtype::F32, vec!["multiply".to_owned()]), (Dtype::Bf16, tiled.collect())] {
+            let names: BTreeSet<String> =
+                sources(element).flat_map(|s| s.kernels().map(str::to_owned).collect::<Vec<_>>()).collect();
+            let wanted: BTreeSet<String> = either.map(str::to_owned).into_iter().chain(own).collect();
             assert_eq!(names, wanted);
         }
     }

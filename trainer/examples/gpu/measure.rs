@@ -9,7 +9,6 @@ use parl_rollout::engine::{Begun, Completion, Engine, EngineConfig, Request, Req
 use parl_trainer::learner::config::LearnerConfig;
 use parl_trainer::learner::{Learner, Objective, Place, Sample, initial};
 use serde_json::{Value, json};
-use tch::{Device, Kind, Tensor};
 
 use crate::Failure;
 use crate::sizes::Sizes;
@@ -300,8 +299,7 @@ fn from_exact(engine: &mut Engine, learner: &Learner) -> Result<(f64, f64), Fail
     let prompts: Vec<Vec<u32>> = (0..8).map(|s| tokens(shape.vocab, 500 + s, length)).collect();
     let samples = drawn(engine, &prompts, OWN / 2)?;
     engine.release(SET);
-    let plain = |(name, p): (&String, &Tensor)| (name.clone(), p.to_device(Device::Cpu).to_kind(Kind::Float));
-    let params = learner.params().iter().map(plain).collect();
+    let params = learner.params().iter().map(|(name, p)| (name.clone(), p.shallow_clone())).collect();
     let config = LearnerConfig::default();
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(prompts.len());
     let mut exact = Learner::at(Place::cpu(Dtype::F32), shape.clone(), params, config.optimizer(), threads)?;
