@@ -52,7 +52,7 @@ fn the_script_tells_its_steps_and_what_is_missing() {
     let plain = format!("PYTHONDONTWRITEBYTECODE=1 '{script}'");
     let done = shell(&folder, &format!("{plain} nowhere --dry-run"));
     let steps: Vec<&str> = done.out.lines().filter_map(|line| line.split_whitespace().next()).collect();
-    let wanted = "machine correctness one_copy decode decode_library hf_decode learner share mixed run memcheck racecheck initcheck synccheck";
+    let wanted = "machine correctness one_copy decode decode_library hf_decode learner share mixed run ahead memcheck racecheck initcheck synccheck";
     assert_eq!((done.code, steps.join(" ").as_str()), (0, wanted), "{}", done.err);
     let done = shell(&folder, &format!("{plain} nowhere --dry-run --only share,decode"));
     assert_eq!(done.out.lines().count(), 2);

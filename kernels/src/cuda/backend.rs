@@ -366,6 +366,7 @@ impl<D: Driver> Backend for CudaBackend<D> {
         let start = Instant::now();
         let element = element_of(&weights)?;
         let kernels = self.driver.kernels(element, weights.shape().head_dim)?;
+        self.driver.join()?;
         let flags = self.driver.allocate(4 * weights.shape().tensors().len() as u64)?;
         let finite = check_finite(&mut self.driver, kernels, &weights, flags);
         self.driver.free(flags);

@@ -41,6 +41,8 @@ pub struct Card {
     stream: sys::CUstream,
     /// Whether the stream is libtorch's, which destroys it.
     borrowed: bool,
+    /// A stream of libtorch's beside which the card works, and the event that joins the two.
+    beside: Option<(sys::CUstream, sys::CUevent)>,
     architecture: String,
     /// Whether a kernel may begin while the one before it is under way (`after_those_before` in `device.cuh`).
     overlaps: bool,
@@ -131,6 +133,7 @@ impl Card {
             context,
             stream,
             borrowed: false,
+            beside: None,
             architecture,
             overlaps: major >= 9 && version >= OVERLAPPING,
             compiler,
@@ -189,6 +192,26 @@ impl Card {
             check(unsafe { sys::cuStreamDestroy_v2(self.stream) }, "cuStreamDestroy")?;
         }
         (self.stream, self.borrowed) = (stream as sys::CUstream, true);
+        Ok(())
+    }
+
+    /// Goes on in its own stream beside `stream`, a handle of libtorch's, by which updates go meanwhile; the two meet where
+    /// weights are installed.
+    ///
+    /// # Safety
+    /// As for [`Card::follow`].
+    ///
+    /// # Errors
+    /// [`KernelError::Cuda`] when the driver fails.
+    pub unsafe fn work_beside(&mut self, stream: u64) -> Result<(), KernelError> {
+        self.enter()?;
+        let mut event = ptr::null_mut();
+        // SAFETY: writes a handle; 2 is CU_EVENT_DISABLE_TIMING.
+        check(unsafe { sys::cuEventCreate(&raw mut event, 2) }, "cuEventCreate")?;
+        if let Some((_, old)) = self.beside.replace((stream as sys::CUstream, event)) {
+            // SAFETY: it exists; what waits for it goes on waiting for what was recorded.
+            unsafe { sys::cuEventDestroy_v2(old) };
+        }
         Ok(())
     }
 
@@ -261,6 +284,16 @@ impl Driver for Card {
         self.enter()?;
         // SAFETY: the stream exists.
         check(unsafe { sys::cuStreamSynchronize(self.stream) }, "cuStreamSynchronize")
+    }
+
+    fn join(&mut self) -> Result<(), KernelError> {
+        let Some((stream, event)) = self.beside else { return Ok(()) };
+        self.enter()?;
+        // SAFETY: both streams and the event exist; 0 asks for nothing special.
+        unsafe {
+            check(sys::cuEventRecord(event, stream), "cuEventRecord")?;
+            check(sys::cuStreamWaitEvent(self.stream, event, 0), "cuStreamWaitEvent")
+        }
     }
 
     fn kernels(&mut self, element: Dtype, head_dim: usize) -> Result<KernelsId, KernelError> {
@@ -446,6 +479,9 @@ impl Drop for Card {
                 sys::cuGraphExecDestroy(executable);
             }
             self.library = None;
+            if let Some((_, event)) = self.beside.take() {
+                sys::cuEventDestroy_v2(event);
+            }
             if !self.borrowed {
                 sys::cuStreamDestroy_v2(self.stream);
             }

@@ -97,6 +97,13 @@ pub trait Driver: Send {
     /// As above; faults of kernels show here.
     fn synchronize(&mut self) -> Result<(), KernelError>;
 
+    /// Lets what is handed in from here on come after what the learner has handed in by now, where its work goes by
+    /// another stream. Nobody waits.
+    ///
+    /// # Errors
+    /// As above.
+    fn join(&mut self) -> Result<(), KernelError>;
+
     /// Makes the kernels for an element type and a head ready.
     ///
     /// # Errors
@@ -168,6 +175,10 @@ impl<D: Driver + ?Sized> Driver for Box<D> {
 
     fn synchronize(&mut self) -> Result<(), KernelError> {
         (**self).synchronize()
+    }
+
+    fn join(&mut self) -> Result<(), KernelError> {
+        (**self).join()
     }
 
     fn kernels(&mut self, element: Dtype, head_dim: usize) -> Result<KernelsId, KernelError> {

@@ -100,6 +100,7 @@ pub enum Event {
     Replay(GraphId),
     Forget(GraphId),
     Synchronize,
+    Join,
 }
 
 /// Bytes around an allocation that nobody may write.
@@ -252,6 +253,12 @@ impl Driver for Emulated {
 
     fn synchronize(&mut self) -> Result<(), KernelError> {
         self.events.push(Event::Synchronize);
+        self.there()
+    }
+
+    fn join(&mut self) -> Result<(), KernelError> {
+        assert!(self.capturing.is_none());
+        self.events.push(Event::Join);
         self.there()
     }
 

@@ -29,7 +29,7 @@ fn machine(
     sizes: &Sizes,
 ) -> Result<(Place, Box<dyn Backend>), Failure> {
     match device {
-        "cpu" => Ok((Place::cpu(dtype), Box::new(CpuBackend::default()))),
+        "cpu" => Ok((Place::cpu_like_card(dtype), Box::new(CpuBackend::default()))),
         "cuda" => {
             let cubins: Box<dyn Cubins> = match cubins::folder(|name| std::env::var(name).ok()) {
                 Some(folder) => Box::new(InFolder::new(&folder)),

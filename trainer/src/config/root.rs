@@ -56,7 +56,7 @@ pub struct RunConfig {
     /// What local models are computed on.
     pub device: Device,
     /// Type of local models' weights, in engine and learner alike; the optimizer keeps f32 values of bf16 weights that it
-    /// trains.
+    /// trains. A CPU multiplies weights of either type in f32, a card in their own.
     pub dtype: Dtype,
     /// On a card, a context's tokens and log-probs have the same bits whatever else is drawn beside it. `false` lets
     /// cuBLASLt multiply large batches in bf16, which is faster.

@@ -8,11 +8,13 @@ use tch::{Device, Kind, Tensor};
 use super::LearnerError;
 use super::shim::{self, Stream};
 
-/// The host's memory or a card's, and the type of the weights. Optimizer states, log-probs and losses are f32 anywhere.
+/// The host's memory or a card's, the type of the weights, and that of what goes through the layers. Optimizer states,
+/// log-probs and losses are f32 anywhere.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Place {
     device: Device,
     kind: Kind,
+    arithmetic: Kind,
     /// On a card: what its work goes by. libtorch's default stream could not be captured in a graph.
     stream: Option<Stream>,
 }
@@ -25,9 +27,15 @@ fn kind(dtype: Dtype) -> Kind {
 }
 
 impl Place {
-    /// The host's memory.
+    /// The host's memory. Weights in bf16 are multiplied in f32, as the engine does here too: most CPUs are slower in bf16
+    /// than in f32.
     pub fn cpu(dtype: Dtype) -> Self {
-        Self { device: Device::Cpu, kind: kind(dtype), stream: None }
+        Self { device: Device::Cpu, kind: kind(dtype), arithmetic: Kind::Float, stream: None }
+    }
+
+    /// The host's memory, with what a card computes in: to look at a card's arithmetic where there is none.
+    pub fn cpu_like_card(dtype: Dtype) -> Self {
+        Self { arithmetic: kind(dtype), ..Self::cpu(dtype) }
     }
 
     /// Looks for libtorch's part for cards, and lets it give unused memory back.
@@ -58,7 +66,8 @@ impl Place {
             // What is f32 then is the head, which has no more bits than bf16, and what it is multiplied with.
             shim::tensor_cores()?;
         }
-        let place = Self { device: Device::Cuda(0), kind: kind(dtype), stream: Some(Stream::of_pool()?) };
+        let (kind, stream) = (kind(dtype), Some(Stream::of_pool()?));
+        let place = Self { device: Device::Cuda(0), kind, arithmetic: kind, stream };
         place.enter()?;
         Ok(place)
     }
@@ -71,6 +80,14 @@ impl Place {
         self.stream.map_or(Ok(()), |stream| stream.lend(card))
     }
 
+    /// Lets the engine's work go by a stream of its own, beside the learner's; the two meet where weights are installed.
+    ///
+    /// # Errors
+    /// [`KernelError::Cuda`] when the driver fails.
+    pub fn part_streams(&self, card: &mut Card) -> Result<(), KernelError> {
+        self.stream.map_or(Ok(()), |stream| stream.accompany(card))
+    }
+
     /// Lets this thread's libtorch work here.
     pub(super) fn enter(&self) -> Result<(), LearnerError> {
         self.stream.map_or(Ok(()), Stream::enter)
@@ -81,9 +98,9 @@ impl Place {
         self.device.is_cuda()
     }
 
-    /// Type of the weights, and where they are.
+    /// Type of what goes through the layers, and where it is.
     pub(super) fn options(&self) -> (Kind, Device) {
-        (self.kind, self.device)
+        (self.arithmetic, self.device)
     }
 
     /// A weight, here and of the weights' type.

@@ -86,6 +86,13 @@ impl Stream {
         // SAFETY: libtorch works in the primary context, gave no null stream out of its pool, and keeps it for good.
         unsafe { card.follow(self.handle) }
     }
+
+    /// Lets a card's engine go by a stream of its own beside this one.
+    #[allow(unsafe_code)]
+    pub(super) fn accompany(self, card: &mut Card) -> Result<(), KernelError> {
+        // SAFETY: as above.
+        unsafe { card.work_beside(self.handle) }
+    }
 }
 
 /// Caps what libtorch takes of a card's memory to a share of all of it, from 0 to 1. Without effect once libtorch has

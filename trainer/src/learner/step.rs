@@ -66,6 +66,8 @@ pub struct Learner {
     place: Place,
     version: u64,
     leases: Vec<Weak<dyn Any + Send + Sync>>,
+    /// What [`Learner::copied`] leases, and the lease.
+    copy: Option<(Params, Weak<dyn Any + Send + Sync>)>,
 }
 
 impl Learner {
@@ -117,6 +119,7 @@ impl Learner {
             place,
             version: 0,
             leases: Vec::new(),
+            copy: None,
         })
     }
 
@@ -151,25 +154,38 @@ impl Learner {
         self.place
     }
 
-    /// The weights as they are now, copied: updates go on while the copy is read. One copy a version is little beside
-    /// what a version computes.
+    /// The weights as they are now, copied: updates go on while the copy is read. It lies where the copy before it lay, so
+    /// that graphs of a card that read there stay good; nobody may read that one any more.
     ///
     /// # Errors
-    /// As [`Learner::lease`].
-    pub fn copied(&self) -> Result<WeightSet, LearnerError> {
-        let copy = |(name, values): (&String, &Tensor)| (name.clone(), values.detach().copy());
-        let copies: Params = guarded(|| self.params.iter().map(copy).collect())?;
-        // Nobody but the lease knows the copies: there is no writer to keep away.
-        Ok(lease::lease(&self.shape, &copies, self.version)?.0)
+    /// [`LearnerError::Samples`] while the copy before is leased, else as [`Learner::lease`].
+    pub fn copied(&mut self) -> Result<WeightSet, LearnerError> {
+        self.place.enter()?;
+        if self.copy.iter().any(|(_, lease)| lease.strong_count() > 0) {
+            return Err(leased());
+        }
+        let mut copies = self.copy.take().map(|(copies, _)| copies).unwrap_or_default();
+        let params = &self.params;
+        guarded(|| {
+            tch::no_grad(|| {
+                for (name, values) in params {
+                    match copies.get_mut(name) {
+                        Some(copy) => copy.copy_(values),
+                        None => drop(copies.insert(name.clone(), values.detach().copy())),
+                    }
+                }
+            });
+        })?;
+        let (set, lease) = lease::lease(&self.shape, &copies, self.version)?;
+        self.copy = Some((copies, lease));
+        Ok(set)
     }
 
     /// Says whether the weights may be written.
     pub(super) fn exclusive(&self) -> Result<(), LearnerError> {
         self.place.enter()?;
         if self.leases.iter().any(|lease| lease.strong_count() > 0) {
-            return Err(LearnerError::Samples(
-                "the weights are leased: give the lease back first".to_owned(),
-            ));
+            return Err(leased());
         }
         Ok(())
     }
@@ -201,13 +217,14 @@ impl Learner {
         let batches = self.micro_batches(samples, asked);
         let done = AtomicUsize::new(0);
         let (shape, options) = (&self.shape, self.place.options());
+        let weights = self.widened()?;
         let mut report = StepReport { updates: 1, ..StepReport::default() };
         let workers = self.workers.current_num_threads() as f64;
         let mut parts: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
         // One worker adds up as it goes, in the same order, for want of room for the gradients of all.
         let at_once = if self.workers.current_num_threads() == 1 { 1 } else { batches.len().max(1) };
         for some in batches.chunks(at_once) {
-            let results = self.of_each(some, |batch, leaves| {
+            let results = self.of_each(&weights, some, |batch, leaves| {
                 let micro =
                     MicroBatch::of(samples, batch, &shares, options).backward(shape, leaves, objective);
                 progress(done.fetch_add(1, Ordering::Relaxed) + 1, batches.len());
@@ -261,8 +278,9 @@ impl Learner {
                 .take(WATCHED)
                 .map(|s| s.tokens.iter().map(|t| i64::from(*t)).collect())
                 .collect();
+            let weights = self.widened()?;
             report.qk_clipped = guarded(|| {
-                let peaks = qk_clip::peaks(&self.shape, &self.params, &watched);
+                let peaks = qk_clip::peaks(&self.shape, &weights, &watched);
                 qk_clip::clip(&self.shape, &self.optimizer.masters(), &peaks, limit);
                 qk_clip::clip(&self.shape, &self.params, &peaks, limit)
             })?;
@@ -283,7 +301,7 @@ impl Learner {
         let batches = self.micro_batches(samples, asked);
         let (shape, options) = (&self.shape, self.place.options());
         let shares = vec![0.0; samples.len()];
-        let results = self.of_each(&batches, |batch, params| {
+        let results = self.of_each(&self.widened()?, &batches, |batch, params| {
             floats(&MicroBatch::of(samples, batch, &shares, options).log_probs(shape, &params))
         })?;
         let mut all = vec![Vec::new(); samples.len()];
@@ -301,17 +319,25 @@ impl Learner {
         micro_batches(samples, families(samples, asked, budget), budget)
     }
 
+    /// The parameters in the type of what goes through the layers; where that is theirs, in their own memory.
+    fn widened(&self) -> Result<Params, LearnerError> {
+        self.place.enter()?;
+        let (kind, _) = self.place.options();
+        let widened = |(name, p): (&String, &Tensor)| (name.clone(), p.detach().to_kind(kind));
+        guarded(|| self.params.iter().map(widened).collect())
+    }
+
     /// Does `work` for each micro-batch, shared out to the workers; the results stand in the order of the batches. Each
-    /// gets handles of its own, which share the parameters' memory but not their gradients.
+    /// gets handles of its own on `params`, which share the memory but not the gradients.
     fn of_each<T: Send>(
         &self,
+        params: &Params,
         batches: &[Vec<Family>],
         work: impl Fn(&[Family], Params) -> T + Sync,
     ) -> Result<Vec<T>, LearnerError> {
-        self.place.enter()?;
         let alias = |(name, p): (&String, &Tensor)| (name.clone(), p.detach());
         let handed: Vec<(&Vec<Family>, Params)> =
-            guarded(|| batches.iter().map(|b| (b, self.params.iter().map(alias).collect())).collect())?;
+            guarded(|| batches.iter().map(|b| (b, params.iter().map(alias).collect())).collect())?;
         let one = |(batch, params): (&Vec<Family>, Params)| guarded(|| work(batch, params));
         let results: Vec<Result<T, LearnerError>> =
             self.workers.install(|| handed.into_par_iter().map(one).collect());
@@ -347,6 +373,10 @@ impl Learner {
         }
         Ok(())
     }
+}
+
+fn leased() -> LearnerError {
+    LearnerError::Samples("the weights are leased: give the lease back first".to_owned())
 }
 
 /// The sum, in order, in the place of the first.

@@ -20,9 +20,6 @@ use crate::config::{Config, Device};
 use crate::error::TrainerError;
 use crate::learner::Place;
 
-/// Engine and learner share one stream and the weights on a card; beside each other they would need two and a copy.
-const BESIDE: &str = "rollout.mode: async runs on the CPU alone";
-
 /// A model that is to be seated.
 pub struct Model<'m> {
     /// Whose it is.
@@ -50,8 +47,6 @@ pub struct Found {
 /// [`RolloutError::Kernel`] when a card fails.
 pub fn find(config: &Config, models: &[Model<'_>]) -> Result<Found, TrainerError> {
     let dtype = config.run.dtype.into();
-    let asynchronous = config.rollout.mode == RolloutMode::Async;
-    let open = || if asynchronous { Err(BESIDE.to_owned()) } else { open() };
     match decide(config.run.device, open)? {
         Ok(card) => on_card(config, models, dtype, card),
         Err(notes) => Ok(Found { place: Place::cpu(dtype), backend: Box::new(CpuBackend::default()), notes }),
@@ -98,7 +93,10 @@ fn on_card(
     let share = share(&learner, &engine, free, total)?;
     let notes = told(&learner, &engine, card.architecture(), free, share);
     let place = Place::card(dtype, share)?;
-    place.lend_stream(&mut card).map_err(kernel)?;
+    match config.rollout.mode {
+        RolloutMode::Sync => place.lend_stream(&mut card).map_err(kernel)?,
+        RolloutMode::Async => place.part_streams(&mut card).map_err(kernel)?,
+    }
     if !config.run.deterministic {
         card.use_library().map_err(kernel)?;
     }
@@ -119,7 +117,10 @@ fn plans(config: &Config, models: &[Model<'_>], dtype: Dtype) -> (MemoryPlan, Me
     for model in models {
         learner.weights(&model.name, model.shape, dtype);
     }
-    for Model { shape, .. } in models.iter().filter(|model| model.trained) {
+    for Model { name, shape, .. } in models.iter().filter(|model| model.trained) {
+        if config.rollout.mode == RolloutMode::Async {
+            learner.weights(&format!("{name}, copied for the engine"), shape, dtype);
+        }
         // The gradients added up and those of one micro-batch, and two moments, in f32; in bf16 besides its own
         // gradient, and what the weights are in f32.
         learner.optimizer(shape, if dtype == Dtype::F32 { 16 } else { 22 });
@@ -175,16 +176,6 @@ mod tests {
         assert_eq!(decide::<i32>(Device::Cpu, || panic!("looked")).unwrap(), Err(Vec::new()));
     }
 
-    #[test]
-    fn no_card_is_taken_beside_an_update() {
-        let mut config = Config::default();
-        config.rollout.mode = RolloutMode::Async;
-        config.run.device = Device::Auto;
-        assert_eq!(find(&config, &[]).ok().unwrap().notes, [format!("on the CPU, not on a card: {BESIDE}")]);
-        config.run.device = Device::Cuda;
-        assert_eq!(find(&config, &[]).err().unwrap().to_string(), format!("run.device: {BESIDE}"));
-    }
-
     fn shape(layers: usize) -> ModelShape {
         ModelShape {
             vocab: 100,
@@ -205,7 +196,7 @@ mod tests {
 
     #[test]
     fn what_a_run_takes_is_told_by_line_and_refused_whole() {
-        let (config, trained, frozen) = (Config::default(), shape(2), shape(3));
+        let (mut config, trained, frozen) = (Config::default(), shape(2), shape(3));
         let model = |name: &str, shape, trained| Model { name: name.to_owned(), shape, trained };
         let models = [
             model("the orchestrator", &trained, true),
@@ -238,6 +229,13 @@ mod tests {
         assert_eq!(told[0], "on card 0 (sm_90a), 1024.0 MiB of its memory are free; planned:");
         assert_eq!(told.last().unwrap(), "libtorch may take 50.0% of the card's memory");
         assert_eq!(told.len(), 3 + learner.lines.len() + engine.lines.len());
+        // Beside an update the engine reads a copy of what is trained.
+        config.rollout.mode = RolloutMode::Async;
+        let (beside, _) = plans(&config, &models, Dtype::Bf16);
+        let copied = "weights of the orchestrator, copied for the engine";
+        assert!(names(&beside).iter().any(|name| name == copied), "{beside}");
+        let copy = beside.total() - learner.total();
+        assert_eq!(copy, learner.lines[0].bytes, "{beside}");
     }
 
     #[test]

@@ -149,7 +149,12 @@ impl Learning {
     /// # Errors
     /// When they cannot be leased or copied, or the policy refuses them.
     pub fn hand_out(&mut self, policy: &mut dyn Policy) -> Result<(), TrainerError> {
-        let weights = if self.copies { self.learner.copied()? } else { self.learner.lease()? };
+        let weights = if self.copies {
+            policy.give_back(Seat::Orchestrator);
+            self.learner.copied()?
+        } else {
+            self.learner.lease()?
+        };
         Ok(policy.publish(Seat::Orchestrator, weights)?)
     }
 
