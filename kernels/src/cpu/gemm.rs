@@ -182,6 +182,18 @@ struct Product {
     panels: (usize, usize),
 }
 
+/// What a tile asks of memory on its way, `step` bytes further for each input. The tiles of a panel share out the panel
+/// after it: the first of them waits for memory, the others find their panel in the cache.
+#[derive(Clone, Copy)]
+struct Ahead {
+    from: *const u8,
+    step: usize,
+}
+
+impl Ahead {
+    const NOTHING: Self = Self { from: std::ptr::null(), step: 0 };
+}
+
 /// How a weight type becomes a vector of floats.
 trait Element: Copy {
     unsafe fn load<S: Simd>(from: *const Self) -> S::V;
@@ -246,9 +258,13 @@ impl Product {
             let tiles = self.rows.div_ceil(S::TILE_ROWS);
             while panel < self.panels.1 {
                 let mut row = 0;
+                let bytes = 2 * S::LANES * self.inputs * size_of::<E>() / tiles;
+                let next = w.wrapping_add((panel + 1) * 2 * S::LANES * self.inputs).cast::<u8>();
                 for tile in 0..tiles {
                     let end = (tile + 1) * self.rows / tiles;
-                    self.down::<S, E>(w, row, end - row, panel);
+                    let ahead =
+                        Ahead { from: next.wrapping_add(tile * bytes), step: bytes / self.inputs + 1 };
+                    self.down::<S, E>(w, row, end - row, panel, ahead);
                     row = end;
                 }
                 panel += 1;
@@ -264,28 +280,35 @@ impl Product {
     ) {
         while *panel + P <= self.panels.1 {
             // SAFETY: the caller's, and the bound just checked.
-            unsafe { self.tile::<S, E, R, P>(w, 0, *panel) }
+            unsafe { self.tile::<S, E, R, P>(w, 0, *panel, Ahead::NOTHING) }
             *panel += P;
         }
     }
 
     #[inline(always)]
-    unsafe fn down<S: Simd, E: Element>(self, w: *const E, row: usize, rows: usize, panel: usize) {
+    unsafe fn down<S: Simd, E: Element>(
+        self,
+        w: *const E,
+        row: usize,
+        rows: usize,
+        panel: usize,
+        ahead: Ahead,
+    ) {
         // SAFETY: the caller's; arms above TILE_ROWS are never reached, and the test lets them compile to nothing.
         unsafe {
             match rows {
-                1 => self.tile::<S, E, 1, 1>(w, row, panel),
-                2 => self.tile::<S, E, 2, 1>(w, row, panel),
-                3 => self.tile::<S, E, 3, 1>(w, row, panel),
-                4 => self.tile::<S, E, 4, 1>(w, row, panel),
-                5 if S::TILE_ROWS >= 5 => self.tile::<S, E, 5, 1>(w, row, panel),
-                6 if S::TILE_ROWS >= 6 => self.tile::<S, E, 6, 1>(w, row, panel),
-                7 if S::TILE_ROWS >= 7 => self.tile::<S, E, 7, 1>(w, row, panel),
-                8 if S::TILE_ROWS >= 8 => self.tile::<S, E, 8, 1>(w, row, panel),
-                9 if S::TILE_ROWS >= 9 => self.tile::<S, E, 9, 1>(w, row, panel),
-                10 if S::TILE_ROWS >= 10 => self.tile::<S, E, 10, 1>(w, row, panel),
-                11 if S::TILE_ROWS >= 11 => self.tile::<S, E, 11, 1>(w, row, panel),
-                12 if S::TILE_ROWS >= 12 => self.tile::<S, E, 12, 1>(w, row, panel),
+                1 => self.tile::<S, E, 1, 1>(w, row, panel, ahead),
+                2 => self.tile::<S, E, 2, 1>(w, row, panel, ahead),
+                3 => self.tile::<S, E, 3, 1>(w, row, panel, ahead),
+                4 => self.tile::<S, E, 4, 1>(w, row, panel, ahead),
+                5 if S::TILE_ROWS >= 5 => self.tile::<S, E, 5, 1>(w, row, panel, ahead),
+                6 if S::TILE_ROWS >= 6 => self.tile::<S, E, 6, 1>(w, row, panel, ahead),
+                7 if S::TILE_ROWS >= 7 => self.tile::<S, E, 7, 1>(w, row, panel, ahead),
+                8 if S::TILE_ROWS >= 8 => self.tile::<S, E, 8, 1>(w, row, panel, ahead),
+                9 if S::TILE_ROWS >= 9 => self.tile::<S, E, 9, 1>(w, row, panel, ahead),
+                10 if S::TILE_ROWS >= 10 => self.tile::<S, E, 10, 1>(w, row, panel, ahead),
+                11 if S::TILE_ROWS >= 11 => self.tile::<S, E, 11, 1>(w, row, panel, ahead),
+                12 if S::TILE_ROWS >= 12 => self.tile::<S, E, 12, 1>(w, row, panel, ahead),
                 _ => {}
             }
         }
@@ -298,6 +321,7 @@ impl Product {
         w: *const E,
         row: usize,
         panel: usize,
+        ahead: Ahead,
     ) {
         let width = 2 * S::LANES;
         let panel_len = width * self.inputs;
@@ -307,6 +331,9 @@ impl Product {
             let w: [*const E; P] = std::array::from_fn(|p| w.add((panel + p) * panel_len));
             let mut sums = [[[S::splat(0.0); 2]; P]; R];
             for i in 0..self.inputs {
+                if ahead.step > 0 {
+                    S::fetch(ahead.from.wrapping_add(i.wrapping_mul(ahead.step)));
+                }
                 let mut column = [[S::splat(0.0); 2]; P];
                 for p in 0..P {
                     let at = w[p].add(i.wrapping_mul(width));

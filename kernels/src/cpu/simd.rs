@@ -18,6 +18,11 @@ pub(crate) trait Simd: Copy + 'static {
     /// Most queries that attention keeps in registers at once.
     const QUERY_ROWS: usize;
 
+    /// Asks for the cache line at `at` to be brought near; `at` may be any address.
+    #[inline(always)]
+    unsafe fn fetch(at: *const u8) {
+        let _ = at;
+    }
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(from: *const f32) -> Self::V;
     unsafe fn load_bf16(from: *const bf16) -> Self::V;
@@ -143,11 +148,11 @@ pub(crate) use x86::{Avx2, Avx512};
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{
-        __m256, __m512, _CMP_GE_OQ, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm_loadu_si128,
-        _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps, _mm256_castsi256_ps, _mm256_cmp_ps,
-        _mm256_cvtepu16_epi32, _mm256_cvtps_epi32, _mm256_div_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
-        _mm256_loadu_si256, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_round_ps, _mm256_set1_epi32,
-        _mm256_set1_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm256_sub_ps, _mm512_add_ps,
+        __m256, __m512, _CMP_GE_OQ, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T1,
+        _mm_loadu_si128, _mm_prefetch, _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps, _mm256_castsi256_ps,
+        _mm256_cmp_ps, _mm256_cvtepu16_epi32, _mm256_cvtps_epi32, _mm256_div_ps, _mm256_fmadd_ps,
+        _mm256_loadu_ps, _mm256_loadu_si256, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_round_ps,
+        _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm256_sub_ps, _mm512_add_ps,
         _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepu16_epi32, _mm512_div_ps, _mm512_fmadd_ps,
         _mm512_loadu_ps, _mm512_maskz_mov_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps,
         _mm512_roundscale_ps, _mm512_scalef_ps, _mm512_set1_ps, _mm512_slli_epi32, _mm512_storeu_ps,
@@ -168,6 +173,10 @@ mod x86 {
         const TILE_ROWS: usize = 6;
         const QUERY_ROWS: usize = 4;
 
+        #[inline(always)]
+        unsafe fn fetch(at: *const u8) {
+            _mm_prefetch::<_MM_HINT_T1>(at.cast());
+        }
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self::V {
             _mm256_set1_ps(x)
@@ -237,6 +246,10 @@ mod x86 {
         const TILE_ROWS: usize = 12;
         const QUERY_ROWS: usize = 8;
 
+        #[inline(always)]
+        unsafe fn fetch(at: *const u8) {
+            _mm_prefetch::<_MM_HINT_T1>(at.cast());
+        }
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self::V {
             _mm512_set1_ps(x)

@@ -22,7 +22,7 @@ use scheduler::Scheduler;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EngineConfig {
-    /// Positions of a KV block; the unit in which prompts are shared.
+    /// Positions of a KV block. Contexts that begin alike share full blocks, and copy what is alike in the one after them.
     #[schemars(range(min = 1, max = 1024))]
     pub block_tokens: u32,
     /// KV blocks.

@@ -5,10 +5,10 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use parl_kernels::backend::{Draw, Output, Plan, PlanGroup, PlanRow, SetId};
+use parl_kernels::backend::{BlockId, Draw, Output, Plan, PlanGroup, PlanRow, SetId};
 
 use super::EngineConfig;
-use super::blocks::{BlockKey, Blocks};
+use super::blocks::{BlockKey, Blocks, Place};
 use super::sequence::{Begun, Completion, Finish, Request, RequestId, Sequence};
 
 /// Counters since the start.
@@ -42,6 +42,8 @@ pub(super) struct Scheduler {
     versions: HashMap<SetId, u64>,
     /// Parallel to the groups and rows of the plan.
     fed: Vec<Vec<Fed>>,
+    /// Of the plan.
+    copies: Vec<(BlockId, BlockId)>,
     pub stats: Stats,
     pub tick: u64,
 }
@@ -56,6 +58,7 @@ impl Scheduler {
             waiting: VecDeque::new(),
             versions: HashMap::new(),
             fed: Vec::new(),
+            copies: Vec::new(),
             stats: Stats::default(),
             tick: 0,
         }
@@ -137,6 +140,7 @@ impl Scheduler {
     }
 
     fn complete(&mut self, id: RequestId, finish: Finish) -> Option<Completion> {
+        self.name_last(id);
         let sequence = self.sequences.remove(&id)?;
         self.blocks.release(&sequence.blocks);
         self.running.retain(|other| *other != id);
@@ -208,12 +212,18 @@ impl Scheduler {
                 put_off.push_back(id);
                 continue;
             }
+            let common = self.match_beginning(id);
             let sequence = &self.sequences[&id];
             let tokens = (sequence.tokens.len() - sequence.computed).min(*budget);
             if !self.make_room(id, tokens, false) {
                 self.drop_match(id);
                 self.waiting.push_front(id);
                 break;
+            }
+            if let Some(from) = common {
+                let sequence = &self.sequences[&id];
+                // Copies are made before anything is written, in their order.
+                self.copies.push((from, sequence.blocks[sequence.contents.len()]));
             }
             in_flight.extend(key);
             let tick = self.tick;
@@ -239,12 +249,13 @@ impl Scheduler {
         let per_block = self.config.block_tokens as usize;
         let at = sequence.contents.len() * per_block;
         let tokens = sequence.tokens.get(at..at + per_block)?;
-        Some(BlockKey {
-            set: sequence.request.set,
-            version: self.versions.get(&sequence.request.set).copied()?,
-            parent: sequence.parent(),
-            tokens: tokens.into(),
-        })
+        Some(BlockKey { place: self.next_place(sequence)?, tokens: tokens.into() })
+    }
+
+    /// Where the first block stands that is not published.
+    fn next_place(&self, sequence: &Sequence) -> Option<Place> {
+        let set = sequence.request.set;
+        Some(Place { set, version: self.versions.get(&set).copied()?, parent: sequence.parent() })
     }
 
     /// Takes hold of the known blocks at the front of a waiting sequence. The last token is always computed, since
@@ -260,6 +271,27 @@ impl Scheduler {
             sequence.blocks.push(block);
             sequence.contents.push(content);
             sequence.computed += per_block;
+        }
+    }
+
+    /// Counts what a waiting sequence goes on with after its known blocks, where a block begins alike, as computed; the
+    /// last token never. Gives that block.
+    fn match_beginning(&mut self, id: RequestId) -> Option<BlockId> {
+        let sequence = self.sequences.get(&id)?;
+        let rest = &sequence.tokens[sequence.computed..sequence.tokens.len() - 1];
+        let rest = &rest[..rest.len().min(self.config.block_tokens as usize)];
+        let (from, alike) = self.blocks.begins_with(self.next_place(sequence)?, rest)?;
+        self.sequences.get_mut(&id)?.computed += alike;
+        Some(from)
+    }
+
+    /// Lets others find what is computed of a sequence's last block, which is not full.
+    fn name_last(&mut self, id: RequestId) {
+        let Some(sequence) = self.sequences.get(&id) else { return };
+        let full = sequence.contents.len();
+        let computed = &sequence.tokens[full * self.config.block_tokens as usize..sequence.computed];
+        if let (false, Some(place)) = (computed.is_empty(), self.next_place(sequence)) {
+            self.blocks.name(sequence.blocks[full], BlockKey { place, tokens: computed.into() });
         }
     }
 
@@ -295,7 +327,7 @@ impl Scheduler {
             groups[at].rows.push(row);
             self.fed[at].push(Fed { id: *id, tokens: *tokens });
         }
-        Plan { copies: Vec::new(), groups }
+        Plan { copies: std::mem::take(&mut self.copies), groups }
     }
 
     /// Takes in what the pass drew; returns what is complete.
@@ -329,10 +361,14 @@ impl Scheduler {
             let Some(sequence) = self.sequences.get_mut(&row.id) else { return };
             let number = sequence.contents.len();
             if (number + 1) * per_block > sequence.computed {
-                return;
+                break;
             }
             let content = self.blocks.publish(sequence.blocks[number], key);
             sequence.contents.push(content);
+        }
+        // Others of a group have the same prompt.
+        if self.sequences.get(&row.id).is_some_and(|s| s.computed == s.request.prompt.len()) {
+            self.name_last(row.id);
         }
     }
 
