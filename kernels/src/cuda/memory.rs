@@ -49,12 +49,17 @@ impl MemoryPlan {
 
     /// A model's weights, and the angles of its positions.
     pub fn weights(&mut self, name: &str, shape: &ModelShape, element: Dtype) {
-        let (count, each) = (parameters(shape), element_bytes(element));
-        let arithmetic = format!("{count} parameters of {each} bytes");
-        self.add(&format!("weights of {name}"), count * each, arithmetic, "take a smaller model, or bf16");
+        self.copy(name, shape, element);
         let (positions, head_dim) = (shape.max_positions as u64, shape.head_dim as u64);
         let arithmetic = format!("{positions} positions, {head_dim} f32 each");
         self.add(&format!("angles of {name}"), 4 * positions * head_dim, arithmetic, "lower max_positions");
+    }
+
+    /// A model's weights alone.
+    pub fn copy(&mut self, name: &str, shape: &ModelShape, element: Dtype) {
+        let (count, each) = (parameters(shape), element_bytes(element));
+        let arithmetic = format!("{count} parameters of {each} bytes");
+        self.add(&format!("weights of {name}"), count * each, arithmetic, "take a smaller model, or bf16");
     }
 
     /// Gradients and the optimizer's state of a model in training: `state_bytes` for each parameter (AdamW with

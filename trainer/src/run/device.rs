@@ -119,7 +119,7 @@ fn plans(config: &Config, models: &[Model<'_>], dtype: Dtype) -> (MemoryPlan, Me
     }
     for Model { name, shape, .. } in models.iter().filter(|model| model.trained) {
         if config.rollout.mode == RolloutMode::Async {
-            learner.weights(&format!("{name}, copied for the engine"), shape, dtype);
+            learner.copy(&format!("{name}, copied for the engine"), shape, dtype);
         }
         // The gradients added up and those of one micro-batch, and two moments, in f32; in bf16 besides its own
         // gradient, and what the weights are in f32.
