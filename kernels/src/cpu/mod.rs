@@ -142,10 +142,11 @@ impl CpuBackend {
             self.scratch.lock().unwrap_or_else(PoisonError::into_inner).push(scratch);
             (chunk.group, result)
         };
-        Ok(if chunks.len() == 1 {
-            chunks.iter().map(one).collect()
-        } else {
-            chunks.par_iter().with_max_len(1).map(one).collect()
+        Ok(match &chunks[..] {
+            // Each product is shared out: from inside of the pool, whose threads need not be woken for each.
+            [chunk] if chunk.model.streamed => vec![rayon::scope(|_| one(chunk))],
+            [chunk] => vec![one(chunk)],
+            _ => chunks.par_iter().with_max_len(1).map(one).collect(),
         })
     }
 }

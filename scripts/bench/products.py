@@ -1,0 +1,42 @@
+"""The matrix products of an update alone, in f32, as libtorch makes them: what whoever multiplies so cannot be faster than.
+
+    products.py learner WORK
+"""
+import os
+import sys
+
+from turns import read_work, serve
+
+import torch
+
+_, _, path = sys.argv
+work = read_work(path)
+shape, drawn = work["shape"], work["new_tokens"]
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", work["threads"])))
+sequences = work["repetitions"][0]["sequences"]
+tokens, trained = sum(map(len, sequences)), len(sequences) * drawn
+hidden, inner = shape["hidden"], shape["heads"] * shape["head_dim"]
+qkv = inner + 2 * shape["kv_heads"] * shape["head_dim"]
+# Rows, outputs and inputs of each; a head computes no more than what is trained.
+matrices = [(tokens, qkv, hidden), (tokens, hidden, inner), (tokens, 2 * shape["ffn"], hidden), (tokens, hidden, shape["ffn"])]
+matrices = matrices * shape["layers"] + [(trained, shape["vocab"], hidden)]
+
+
+def operands(rows, outputs, inputs):
+    # What is multiplied, what comes of it (whose gradient is as large), and both gradients.
+    return torch.randn(rows, inputs), torch.randn(outputs, inputs), *map(torch.empty, [(rows, outputs), (rows, inputs), (outputs, inputs)])
+
+
+kinds = {sizes: operands(*sizes) for sizes in set(matrices)}
+
+
+def update(_):
+    for sizes in matrices:
+        x, w, y, by_x, by_w = kinds[sizes]
+        torch.mm(x, w.T, out=y)
+        torch.mm(y, w, out=by_x)
+        torch.mm(y.T, x, out=by_w)
+    return {"trained_tokens": trained, "phases": {}}
+
+
+serve(work["repetitions"], lambda _: None, update, versions={"torch": torch.__version__})
