@@ -38,7 +38,7 @@ pub struct EngineConfig {
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self { block_tokens: 8, kv_blocks: 16_384, max_batch_tokens: 2048, max_running: 512 }
+        Self { block_tokens: 16, kv_blocks: 8192, max_batch_tokens: 2048, max_running: 512 }
     }
 }
 
