@@ -12,6 +12,9 @@ use parl_kernels::backend::{BlockId, SetId};
 /// Names a full block's content; unique for ever, unlike the number of the block that holds it.
 pub type ContentId = u64;
 
+/// Blocks that are looked at for what they begin with, the newest first: after a prompt that all have, there are many.
+const LOOKED_AT: usize = 32;
+
 /// What a sequence's first block comes after.
 pub const ROOT: ContentId = 0;
 
@@ -101,11 +104,11 @@ impl Blocks {
         Some((id, content))
     }
 
-    /// Of the blocks that stand at `place`, one that begins with most of `tokens`, and with how many. Nobody holds it for
-    /// that: it is there until a pass writes it.
+    /// Of the newest blocks that stand at `place`, one that begins with most of `tokens`, and with how many. Nobody holds
+    /// it for that: it is there until a pass writes it.
     pub fn begins_with(&self, place: Place, tokens: &[u32]) -> Option<(BlockId, usize)> {
         let mut best: Option<(BlockId, usize)> = None;
-        for &id in self.standing.get(&place)? {
+        for &id in self.standing.get(&place)?.iter().rev().take(LOOKED_AT) {
             let own = self.all[id as usize].key.as_ref().map_or(&[][..], |key| &key.tokens);
             let alike = own.iter().zip(tokens).take_while(|(a, b)| a == b).count();
             if alike > best.map_or(0, |(_, most)| most) {
