@@ -191,6 +191,7 @@ struct Ahead {
 }
 
 impl Ahead {
+    /// Few rows take their panels once: the hardware sees those streams coming.
     const NOTHING: Self = Self { from: std::ptr::null(), step: 0 };
 }
 

@@ -23,6 +23,7 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn fetch(at: *const u8) {
         let _ = at;
     }
+
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(from: *const f32) -> Self::V;
     unsafe fn load_bf16(from: *const bf16) -> Self::V;

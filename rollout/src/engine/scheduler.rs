@@ -222,8 +222,9 @@ impl Scheduler {
             }
             if let Some(from) = common {
                 let sequence = &self.sequences[&id];
-                // Copies are made before anything is written, in their order.
-                self.copies.push((from, sequence.blocks[sequence.contents.len()]));
+                let to = sequence.blocks[sequence.contents.len()];
+                // Copies are made before anything is written, in their order. Room for it may have been that very block.
+                self.copies.extend((from != to).then_some((from, to)));
             }
             in_flight.extend(key);
             let tick = self.tick;

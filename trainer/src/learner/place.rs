@@ -27,8 +27,8 @@ fn kind(dtype: Dtype) -> Kind {
 }
 
 impl Place {
-    /// The host's memory. Weights in bf16 are multiplied in f32, as the engine does here too: most CPUs are slower in bf16
-    /// than in f32.
+    /// The host's memory. Weights in bf16 are multiplied in f32, as the engine does here too: a CPU without instructions
+    /// for bf16 takes many times as long in it.
     pub fn cpu(dtype: Dtype) -> Self {
         Self { device: Device::Cpu, kind: kind(dtype), arithmetic: Kind::Float, stream: None }
     }
