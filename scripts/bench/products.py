@@ -1,4 +1,5 @@
 """The matrix products of an update alone, in f32, as libtorch makes them: what whoever multiplies so cannot be faster than.
+A prompt goes through the layers once, however many sequences begin with it.
 
     products.py learner WORK
 """
@@ -14,7 +15,8 @@ work = read_work(path)
 shape, drawn = work["shape"], work["new_tokens"]
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", work["threads"])))
 sequences = work["repetitions"][0]["sequences"]
-tokens, trained = sum(map(len, sequences)), len(sequences) * drawn
+trained = len(sequences) * drawn
+tokens = trained + sum(map(len, {tuple(sequence[:-drawn]) for sequence in sequences}))
 hidden, inner = shape["hidden"], shape["heads"] * shape["head_dim"]
 qkv = inner + 2 * shape["kv_heads"] * shape["head_dim"]
 # Rows, outputs and inputs of each; a head computes no more than what is trained.

@@ -25,16 +25,18 @@ def say(text):
 
 
 def make_work(shape, dtype, threads, repetitions, prompts=PROMPTS, group=GROUP, prompt_tokens=PROMPT_TOKENS,
-              new_tokens=NEW_TOKENS):
-    """For the program `bench` and the peers'; random tokens, always the same."""
+              new_tokens=NEW_TOKENS, apart=False):
+    """For the program `bench` and the peers'; random tokens, always the same. The sequences to learn from are such as a
+    step draws: those of a group begin with its prompt. Where they are `apart`, no two of them begin alike."""
     draws = random.Random(0)
 
     def tokens(count):
         return [draws.randrange(FIRST_WORD, shape["vocab"]) for _ in range(count)]
 
     def repetition():
-        return {"prompts": [tokens(prompt_tokens) for _ in range(prompts)],
-                "sequences": [tokens(prompt_tokens + new_tokens) for _ in range(prompts * group)]}
+        asked = [tokens(prompt_tokens) for _ in range(prompts)]
+        begun = [tokens(prompt_tokens) if apart else prompt for prompt in asked for _ in range(group)]
+        return {"prompts": asked, "sequences": [prompt + tokens(new_tokens) for prompt in begun]}
 
     return {"shape": shape | QWEN2, "dtype": dtype, "threads": threads, "group": group, "new_tokens": new_tokens,
             "repetitions": [repetition() for _ in range(repetitions)]}

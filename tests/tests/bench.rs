@@ -144,6 +144,7 @@ fn the_driver_names_missing_peers_and_measures_ours() {
             ("sampling_vs_llamacpp", "sample"),
             ("decode1_vs_llamacpp", "decode1"),
             ("learner_vs_hf", "learner"),
+            ("apart_vs_hf", "apart"),
         ] {
             assert_eq!(line.get(ratio), Some(&Value::Null), "{line}");
             let reason = line["reasons"][ratio].as_str().unwrap();
@@ -161,6 +162,8 @@ fn the_driver_names_missing_peers_and_measures_ours() {
         "## tiny, f32",
         "## tiny, bf16",
         "| learner, backward |",
+        "| update: forward |",
+        "| update, nothing alike: forward |",
         "not compared: PARL_PEERS is not set",
         "s (reading)",
     ] {

@@ -38,7 +38,7 @@ pub(crate) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
 /// # Safety
 /// The CPU has `S`'s instructions.
 #[inline(always)]
-unsafe fn sum_squares<S: Simd>(x: &[f32]) -> f32 {
+pub(crate) unsafe fn sum_squares<S: Simd>(x: &[f32]) -> f32 {
     // SAFETY: each chunk has `LANES` elements.
     unsafe {
         let chunks = x.chunks_exact(S::LANES);
@@ -53,7 +53,7 @@ unsafe fn sum_squares<S: Simd>(x: &[f32]) -> f32 {
 }
 
 #[inline(always)]
-fn inverse_rms(squares: f32, width: usize, eps: f32) -> f32 {
+pub(crate) fn inverse_rms(squares: f32, width: usize, eps: f32) -> f32 {
     1.0 / (squares / width as f32 + eps).sqrt()
 }
 

@@ -16,8 +16,8 @@ mod kv;
 mod level;
 pub(crate) mod math;
 mod model;
-
 mod simd;
+pub mod training;
 
 use std::collections::HashMap;
 use std::ops::Range;

@@ -7,6 +7,7 @@ use parl_kernels::shape::ModelShape;
 use tch::{Device, Kind, Tensor};
 
 use super::attention::Segments;
+use super::by_hand::{self, Layers};
 use super::head::{Drawn, drawn};
 use super::model::{Packed, Params, head_name, hidden, wide};
 use super::objective::Tokens;
@@ -106,25 +107,36 @@ impl MicroBatch {
         }
     }
 
-    /// Hidden states of the predictions over their temperatures, `[predictions, hidden]`: logits / T are these times the
-    /// head.
-    fn drawn_at(&self, shape: &ModelShape, params: &Params) -> Tensor {
-        let chosen = hidden(shape, params, &self.packed).index_select(0, &self.rows);
-        wide(&chosen) / self.temperatures.unsqueeze(1)
+    /// Those of the hidden states that predict, over their temperatures, `[predictions, hidden]`: logits / T are these
+    /// times the head.
+    fn drawn_at(&self, hidden: &Tensor) -> Tensor {
+        wide(&hidden.index_select(0, &self.rows)) / self.temperatures.unsqueeze(1)
     }
 
     /// Log-probs of the trained tokens, without gradient.
     pub(super) fn log_probs(&self, shape: &ModelShape, params: &Params) -> Tensor {
-        let x = tch::no_grad(|| self.drawn_at(shape, params));
+        let hidden = if by_hand::fits(params.values()) {
+            Layers::new(shape, params, &self.packed).forward(false)
+        } else {
+            tch::no_grad(|| hidden(shape, params, &self.packed))
+        };
+        let x = self.drawn_at(&hidden);
         drawn(&params[head_name(shape)], &x, &self.targets, false).logp.index_select(0, &self.prediction)
     }
 
     /// Loss and gradients; `params` are handles that nobody else has, so that each gets a gradient of its own.
     pub(super) fn backward(&self, shape: &ModelShape, params: Params, objective: Objective) -> Micro {
         let started = Instant::now();
-        let leaves: Params = params.into_iter().map(|(name, p)| (name, p.set_requires_grad(true))).collect();
+        let by_hand = by_hand::fits(params.values());
+        let leaves: Params =
+            params.into_iter().map(|(name, p)| (name, p.set_requires_grad(!by_hand))).collect();
         let head = &leaves[head_name(shape)];
-        let x = self.drawn_at(shape, &leaves);
+        let mut layers = by_hand.then(|| Layers::new(shape, &leaves, &self.packed));
+        let hidden = match &mut layers {
+            Some(layers) => layers.forward(true),
+            None => hidden(shape, &leaves, &self.packed),
+        };
+        let x = self.drawn_at(&hidden);
         let words: Drawn = drawn(head, &x, &self.targets, true);
         let entropy = words.entropy.index_select(0, &self.prediction);
         let predicted = words.logp.shallow_clone().set_requires_grad(true);
@@ -141,14 +153,16 @@ impl MicroBatch {
         let forward_seconds = started.elapsed().as_secs_f64();
         loss.backward();
         let (by_x, by_head) = words.gradients(head, &x, &self.targets, &predicted.grad());
-        // The gradient of this sum with respect to `x` is `by_x`.
-        (&x * by_x).sum(None).backward();
-        let mut grads: BTreeMap<String, Tensor> = leaves
-            .iter()
-            .map(|(name, leaf)| (name, leaf.grad()))
-            .filter(|(_, g)| g.defined())
-            .map(|(name, g)| (name.clone(), wide(&g)))
-            .collect();
+        let mut grads: BTreeMap<String, Tensor> = if let Some(layers) = layers {
+            let by_chosen = by_x / self.temperatures.unsqueeze(1);
+            let tokens = hidden.size()[0];
+            layers.backward(&Tensor::embedding_dense_backward(&by_chosen, &self.rows, tokens, -1, false))
+        } else {
+            // The gradient of this sum with respect to `x` is `by_x`.
+            (&x * by_x).sum(None).backward();
+            let found = leaves.iter().map(|(name, leaf)| (name, leaf.grad())).filter(|(_, g)| g.defined());
+            found.map(|(name, g)| (name.clone(), wide(&g))).collect()
+        };
         match grads.get_mut(head_name(shape)) {
             Some(embedding) => drop(embedding.g_add_(&by_head)),
             None => drop(grads.insert(head_name(shape).to_owned(), by_head)),

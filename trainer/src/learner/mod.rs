@@ -5,6 +5,7 @@
 //! number of workers nor on their luck.
 
 mod attention;
+mod by_hand;
 pub mod config;
 mod config_json;
 mod head;

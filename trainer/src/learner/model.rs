@@ -42,18 +42,28 @@ impl Packed {
     }
 }
 
-/// Rotary tables at `positions`, `[tokens, 1, head_dim]` each: what an element is multiplied by, and what its partner is.
-fn rope(shape: &ModelShape, positions: &Tensor, kind: Kind) -> (Tensor, Tensor) {
+/// Cosines and sines of the rotary angles at `positions`, `[tokens, head_dim / 2]` each.
+pub(super) fn angles(shape: &ModelShape, positions: &Tensor, kind: Kind) -> [Tensor; 2] {
     let half = shape.head_dim as i64 / 2;
     let options = (Kind::Double, positions.device());
     let exponents = Tensor::arange(half, options) * (-1.0 / half as f64);
     let frequencies = (exponents * shape.rope_theta.ln()).exp();
     let length = positions.max().int64_value(&[]) + 1;
     let angles = Tensor::arange(length, options).unsqueeze(1) * frequencies.unsqueeze(0);
-    let (cos, sin) = (angles.cos(), angles.sin());
-    let table =
-        |halves: [&Tensor; 2]| Tensor::cat(&halves, 1).to_kind(kind).index_select(0, positions).unsqueeze(1);
-    (table([&cos, &cos]), table([&-&sin, &sin]))
+    [angles.cos(), angles.sin()].map(|of| of.to_kind(kind).index_select(0, positions))
+}
+
+/// From [`angles`], `[tokens, 1, head_dim]` each: what an element is multiplied by, and what its partner is.
+fn rope([cos, sin]: &[Tensor; 2]) -> (Tensor, Tensor) {
+    let table = |halves: [&Tensor; 2]| Tensor::cat(&halves, 1).unsqueeze(1);
+    (table([cos, cos]), table([&-sin, sin]))
+}
+
+/// Key or value heads `x[tokens, kv_heads, head_dim]` for each query head: one serves `heads / kv_heads`.
+pub(super) fn spread(x: &Tensor, heads: i64) -> Tensor {
+    let (_, kv_heads, hd) = x.size3().unwrap_or((0, 1, 0));
+    let each = [-1, kv_heads, heads / kv_heads, hd];
+    if heads == kv_heads { x.shallow_clone() } else { x.unsqueeze(2).expand(each, false).flatten(1, 2) }
 }
 
 /// Rotates `x[tokens, heads, head_dim]`; element i is paired with i + head_dim / 2 (Hugging Face's rotate_half).
@@ -79,13 +89,8 @@ pub(super) fn hidden_watched(
     let d = shape.hidden as i64;
     let get = |name: &str| &params[name];
     let norm = |x: &Tensor, weight: &Tensor, width: i64| x.rms_norm([width], Some(weight), shape.rms_eps);
-    // Each key head serves `heads / kv_heads` query heads.
-    let spread = |x: &Tensor| {
-        let each = [-1, kv_heads, heads / kv_heads, hd];
-        if heads == kv_heads { x.shallow_clone() } else { x.unsqueeze(2).expand(each, false).flatten(1, 2) }
-    };
     let embed = get("embed");
-    let tables = rope(shape, &packed.positions, embed.kind());
+    let tables = rope(&angles(shape, &packed.positions, embed.kind()));
     let mut x = Tensor::embedding(embed, &packed.tokens, -1, false, false);
     for l in 0..shape.layers {
         let layer = |part: &str| get(&format!("layers.{l}.{part}"));
@@ -103,7 +108,7 @@ pub(super) fn hidden_watched(
         };
         let v = qkv.narrow(1, heads + kv_heads, kv_heads);
         watch(l, &q, &k);
-        let attended = attention(&q, &spread(&k), &spread(&v), &packed.families);
+        let attended = attention(&q, &spread(&k, heads), &spread(&v, heads), &packed.families);
         x = x.addmm(&attended, &layer("o").transpose(0, 1));
         let both = norm(&x, layer("ffn_norm"), d).linear::<&Tensor>(layer("gate_up"), None).chunk(2, -1);
         x = x.addmm(&(both[0].silu() * &both[1]), &layer("down").transpose(0, 1));

@@ -5,6 +5,7 @@ use std::ffi::{CStr, c_char, c_int};
 
 use parl_kernels::KernelError;
 use parl_kernels::cuda::card::Card;
+use tch::{Device, Kind, Tensor};
 
 use super::LearnerError;
 
@@ -93,6 +94,33 @@ impl Stream {
         // SAFETY: as above.
         unsafe { card.work_beside(self.handle) }
     }
+}
+
+/// The elements of a tensor of f32 that lies in the host's memory without gaps.
+///
+/// # Panics
+/// When it does not.
+#[allow(unsafe_code)]
+pub(super) fn floats(tensor: &Tensor) -> &[f32] {
+    // SAFETY: `elements` found as many there, and they live as long as the handle. Who writes them, through this file or
+    // libtorch, does so on the thread that works on the tensor, and reads no slice taken before.
+    unsafe { std::slice::from_raw_parts(elements(tensor), tensor.numel()) }
+}
+
+/// As [`floats`], to be written.
+///
+/// # Panics
+/// As [`floats`].
+#[allow(unsafe_code)]
+pub(super) fn floats_mut(tensor: &mut Tensor) -> &mut [f32] {
+    // SAFETY: as above; other handles on the same elements are not used meanwhile.
+    unsafe { std::slice::from_raw_parts_mut(elements(tensor), tensor.numel()) }
+}
+
+fn elements(tensor: &Tensor) -> *mut f32 {
+    let fits = tensor.kind() == Kind::Float && tensor.device() == Device::Cpu && tensor.is_contiguous();
+    assert!(fits, "{tensor:?} is not f32 in the host's memory without gaps");
+    if tensor.numel() == 0 { std::ptr::dangling_mut() } else { tensor.data_ptr().cast() }
 }
 
 /// Caps what libtorch takes of a card's memory to a share of all of it, from 0 to 1. Without effect once libtorch has

@@ -206,21 +206,27 @@ fn what_is_shared_has_the_loss_and_the_gradient_of_what_is_not() {
             (0..13).map(|i| of(&[(i, i + 1)])).collect(),
             packing::micro_batches(&samples, planned, 60),
         ] {
-            let mut total = 0.0;
-            let mut sums: Params = double.iter().map(|(n, p)| (n.clone(), p.zeros_like())).collect();
-            for families in &cut {
-                let alias = double.iter().map(|(n, p)| (n.clone(), p.detach())).collect();
-                let batch =
-                    micro_batch::MicroBatch::of(&samples, families, &shares, (Kind::Double, Device::Cpu));
-                let micro = batch.backward(&shape, alias, objective);
-                total += micro.loss;
-                micro.grads.iter().for_each(|(n, g)| drop(sums.get_mut(n).unwrap().g_add_(g)));
-            }
-            assert!((total - loss).abs() < 1e-12 * loss.abs().max(1.0), "{objective:?}: {total} {loss}");
-            for (name, grad) in &grads {
-                let apart = (&sums[name] - grad).abs().max().double_value(&[]);
-                let size = grad.abs().max().double_value(&[]);
-                assert!(size > 0.0 && apart < 1e-11 * size, "{objective:?} {name}: {apart} of {size}");
+            // By autograd, and by hand.
+            for (kind, near) in [(Kind::Double, 1e-11), (Kind::Float, 2e-5)] {
+                let mut total = 0.0;
+                let mut sums: Params = double.iter().map(|(n, p)| (n.clone(), p.zeros_like())).collect();
+                for families in &cut {
+                    let alias = double.iter().map(|(n, p)| (n.clone(), p.detach().to_kind(kind))).collect();
+                    let batch = micro_batch::MicroBatch::of(&samples, families, &shares, (kind, Device::Cpu));
+                    let micro = batch.backward(&shape, alias, objective);
+                    total += micro.loss;
+                    micro.grads.iter().for_each(|(n, g)| drop(sums.get_mut(n).unwrap().g_add_(g)));
+                }
+                let off = (total - loss).abs() / loss.abs().max(1.0);
+                assert!(off < near, "{kind:?} {objective:?}: {total} {loss}");
+                for (name, grad) in &grads {
+                    let apart = (&sums[name] - grad).abs().max().double_value(&[]);
+                    let size = grad.abs().max().double_value(&[]);
+                    assert!(
+                        size > 0.0 && apart < near * size,
+                        "{kind:?} {objective:?} {name}: {apart} of {size}"
+                    );
+                }
             }
         }
     }
