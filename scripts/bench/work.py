@@ -65,8 +65,8 @@ def machine():
     return {"cpu": names[0] if names else platform.machine(), "cores": os.cpu_count(), "memory_gib": round(gib, 1)}
 
 
-def commit():
-    described = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], stdout=subprocess.PIPE, text=True,
+def commit(root=ROOT):
+    described = subprocess.run(["git", "-C", root, "describe", "--always", "--dirty"], stdout=subprocess.PIPE, text=True,
                                check=False)
     return described.stdout.strip()
 

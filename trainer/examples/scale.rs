@@ -272,16 +272,26 @@ fn serve(agents: u64, shared: bool) -> Result<Value, Failure> {
     let mut engine = Engine::new(Box::new(CpuBackend::default()), config.clone())?;
     let packed = engine.install(SET, weights(&shape)?)?.packed_bytes;
     let begin = Instant::now();
+    let mut drawing_seconds = 0.0;
+    let mut tick = |engine: &mut Engine| -> Result<(), RolloutError> {
+        let (before, begin) = (engine.stats(), Instant::now());
+        engine.tick()?;
+        let after = engine.stats();
+        if after.computed_tokens - before.computed_tokens == after.drawn_tokens - before.drawn_tokens {
+            drawing_seconds += begin.elapsed().as_secs_f64();
+        }
+        Ok(())
+    };
     // The stage's first sub-agent brings the prefix; the others come when it is there, as in an episode they do whose
     // orchestrator's prompt was computed before.
     for request in contexts(agents, shared) {
         engine.submit(request)?;
         if engine.stats().computed_tokens == 0 {
-            engine.tick()?;
+            tick(&mut engine)?;
         }
     }
     while !engine.is_idle() {
-        engine.tick()?;
+        tick(&mut engine)?;
     }
     let (seconds, stats) = (begin.elapsed().as_secs_f64(), engine.stats());
     let parameters: usize = shape.tensors().iter().map(|(_, dims)| dims.iter().product::<usize>()).sum();
@@ -293,6 +303,7 @@ fn serve(agents: u64, shared: bool) -> Result<Value, Failure> {
         "planned_bytes": planned,
         "resident_bytes": resident_bytes().zip(before).map(|(after, before)| after.saturating_sub(before)),
         "seconds": seconds,
+        "drawing_seconds": drawing_seconds,
         "computed_tokens": stats.computed_tokens,
         "cached_tokens": stats.cached_tokens,
         "drawn_tokens": stats.drawn_tokens,

@@ -11,6 +11,7 @@ use super::kv::Kv;
 use super::level::Level;
 use super::math::{HeadTurn, rms_norm, swiglu, turn_heads};
 use super::model::{Layer, Model, hidden_stride};
+use super::times::{Part, Times, Watch};
 use crate::KernelError;
 use crate::backend::{Drawn, PlanRow};
 use crate::sampling::{self, Workspace};
@@ -61,6 +62,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) model: &'a Model,
     /// The model's pool.
     pub(crate) kv: Kv,
+    /// What its parts took is added to.
+    pub(crate) times: &'a Times,
 }
 
 impl Pass<'_> {
@@ -82,12 +85,15 @@ impl Pass<'_> {
         let mut wishes =
             rows.iter().zip(&mut drawn).filter_map(|(row, to)| row.draw.as_ref().map(|d| (d, to)));
         let vocab = self.model.shape().vocab;
+        let mut watch = Watch::start(self.times);
         for first in (0..count).step_by(HEAD_ROWS) {
             let many = HEAD_ROWS.min(count - first);
             let stride = self.head(first, many, scratch);
+            watch.spent(Part::Products);
             for (logits, (draw, to)) in scratch.logits.chunks_exact(stride).take(many).zip(&mut wishes) {
                 *to = Some(sampling::draw(self.level, &logits[..vocab], draw, &mut scratch.sampling)?);
             }
+            watch.spent(Part::Draws);
         }
         Ok(drawn)
     }
@@ -138,6 +144,7 @@ impl Pass<'_> {
     unsafe fn hidden(&self, rows: &[PlanRow], all: bool, scratch: &mut Scratch) -> usize {
         let shape = self.model.shape();
         let stride = hidden_stride(shape);
+        let mut watch = Watch::start(self.times);
         let mut count: usize = rows.iter().map(|r| r.tokens.len()).sum();
         scratch.hidden.grow(count * stride);
         scratch.normed.grow(count * stride);
@@ -161,8 +168,10 @@ impl Pass<'_> {
         let eps = shape.rms_eps as f32;
         for (l, layer) in self.model.layers.iter().enumerate() {
             rms_norm(self.level, &scratch.hidden, &mut scratch.normed, stride, count, &layer.attn_norm, eps);
+            watch.spent(Part::Elements);
             let bias = layer.qkv_bias.as_deref();
             layer.qkv.multiply(&scratch.normed, stride, count, bias, &mut scratch.qkv, Mode::Store);
+            watch.spent(Part::Products);
             // SAFETY: the caller's.
             unsafe { self.turn_and_write(rows, l, layer, scratch) };
             if l + 1 == self.model.layers.len() && !all {
@@ -171,17 +180,25 @@ impl Pass<'_> {
                     return 0;
                 }
             }
+            watch.spent(Part::Elements);
             // SAFETY: the caller's, and this layer's KV of all rows was just written.
             unsafe { self.attend(rows, l, scratch) };
+            watch.spent(Part::Attention);
             let inner = padded(shape.heads * shape.head_dim);
             layer.o.multiply(&scratch.attended, inner, count, None, &mut scratch.hidden, Mode::Add);
+            watch.spent(Part::Products);
             rms_norm(self.level, &scratch.hidden, &mut scratch.normed, stride, count, &layer.ffn_norm, eps);
+            watch.spent(Part::Elements);
             layer.gate_up.multiply(&scratch.normed, stride, count, None, &mut scratch.gate_up, Mode::Store);
+            watch.spent(Part::Products);
             let (wide, narrow) = (padded(2 * shape.ffn), padded(shape.ffn));
             swiglu(self.level, &scratch.gate_up, wide, &mut scratch.gated, narrow, count, shape.ffn);
+            watch.spent(Part::Elements);
             layer.down.multiply(&scratch.gated, narrow, count, None, &mut scratch.hidden, Mode::Add);
+            watch.spent(Part::Products);
         }
         rms_norm(self.level, &scratch.hidden, &mut scratch.normed, stride, count, &self.model.norm, eps);
+        watch.spent(Part::Elements);
         count
     }
 

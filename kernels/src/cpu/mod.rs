@@ -17,11 +17,12 @@ mod level;
 pub(crate) mod math;
 mod model;
 mod simd;
+mod times;
 pub mod training;
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use rayon::prelude::*;
@@ -30,6 +31,7 @@ use self::forward::{Pass, Scratch};
 use self::kv::{Geometry, Kv, Pool};
 pub use self::level::Level;
 use self::model::Model;
+pub use self::times::{Part, Times};
 use crate::KernelError;
 use crate::backend::{Backend, InstallReport, Output, Plan, PlanRow, SetId, Ticket};
 use crate::plan::{Reserved, Writers, check};
@@ -49,6 +51,7 @@ pub struct CpuBackend {
     reserved: Reserved,
     writers: Writers,
     scratch: Mutex<Vec<Scratch>>,
+    times: Arc<Times>,
     done: HashMap<Ticket, Result<Output, KernelError>>,
     next: u64,
 }
@@ -86,6 +89,7 @@ impl CpuBackend {
             reserved: Reserved { blocks: 0, block_tokens: 1 },
             writers: Writers::default(),
             scratch: Mutex::default(),
+            times: Arc::default(),
             done: HashMap::new(),
             next: 0,
         }
@@ -94,6 +98,11 @@ impl CpuBackend {
     /// The level in use.
     pub fn level(&self) -> Level {
         self.level
+    }
+
+    /// Where the time of its passes goes, as they run.
+    pub fn times(&self) -> Arc<Times> {
+        Arc::clone(&self.times)
     }
 
     /// Gives every installed geometry a pool, and drops the pools that no model needs any more.
@@ -199,9 +208,9 @@ impl Backend for CpuBackend {
 
     #[allow(unsafe_code)]
     fn submit(&mut self, plan: &Plan) -> Result<Ticket, KernelError> {
-        let level = self.level;
+        let (level, times) = (self.level, self.times());
         let parts = self.pass(plan, |chunk, scratch| {
-            let pass = Pass { level, model: chunk.model, kv: chunk.kv };
+            let pass = Pass { level, model: chunk.model, kv: chunk.kv, times: &times };
             // SAFETY: `pass` checked the plan whose chunks these are.
             unsafe { pass.draws(chunk.rows, scratch) }
         })?;
@@ -228,9 +237,9 @@ impl Backend for CpuBackend {
 
     #[allow(unsafe_code)]
     fn logits(&mut self, plan: &Plan) -> Result<Vec<Vec<Vec<Vec<f32>>>>, KernelError> {
-        let level = self.level;
+        let (level, times) = (self.level, self.times());
         let parts = self.pass(plan, |chunk, scratch| {
-            let pass = Pass { level, model: chunk.model, kv: chunk.kv };
+            let pass = Pass { level, model: chunk.model, kv: chunk.kv, times: &times };
             // SAFETY: `pass` checked the plan whose chunks these are.
             unsafe { pass.logits(chunk.rows, scratch) }
         })?;

@@ -1,9 +1,11 @@
 //! Our side of the comparison: the engine and the learner that a run has, on given tokens.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use parl_kernels::backend::{Sampling, SetId};
-use parl_kernels::cpu::CpuBackend;
+use parl_kernels::cpu::{CpuBackend, Part, Times};
 use parl_kernels::rng::{RngKey, Stream};
 use parl_kernels::weights::Dtype;
 use parl_rewards::advantage::{Rule, group_advantages};
@@ -59,6 +61,8 @@ pub struct Done {
     pub trained_tokens: usize,
     /// Largest distance between the engine's log-probs and the learner's, on the tokens trained on.
     pub mismatch_max: f64,
+    /// Shares of the parts in the passes that compute one token of each sequence; none where there were none.
+    pub drawing: BTreeMap<&'static str, f64>,
     /// What was drawn: ids and log-probs, sequence after sequence.
     #[serde(skip)]
     pub completions: Vec<(Vec<u32>, Vec<f32>)>,
@@ -81,6 +85,7 @@ pub enum Mode {
 pub struct Side {
     work: Work,
     engine: Engine,
+    times: Arc<Times>,
     learner: Learner,
 }
 
@@ -100,8 +105,10 @@ impl Side {
         let mut learner = Learner::at(place, shape, params, config.optimizer(), work.threads)?;
         learner.grad_clip = config.grad_clip;
         learner.micro_batch_tokens = config.micro_batch_tokens as usize;
-        let engine = Engine::new(Box::new(CpuBackend::default()), EngineConfig::default())?;
-        let mut side = Self { work, engine, learner };
+        let backend = CpuBackend::default();
+        let times = backend.times();
+        let engine = Engine::new(Box::new(backend), EngineConfig::default())?;
+        let mut side = Self { work, engine, times, learner };
         side.publish()?;
         Ok(side)
     }
@@ -164,14 +171,23 @@ impl Side {
             })?;
         }
         let mut completions: Vec<Completion> = Vec::with_capacity(total);
+        let mut parts = [0.0; Part::ALL.len()];
         while !self.engine.is_idle() {
-            let (before, begin) = (self.engine.stats(), Instant::now());
+            let (before, spent, begin) = (self.engine.stats(), self.times.seconds(), Instant::now());
             completions.extend(self.engine.tick()?);
             let (after, seconds) = (self.engine.stats(), begin.elapsed().as_secs_f64());
             let computed = after.computed_tokens - before.computed_tokens;
             let prompt = computed > after.drawn_tokens - before.drawn_tokens;
             let phase = if prompt { &mut done.phases.prefill } else { &mut done.phases.decode };
             *phase += seconds;
+            if !prompt {
+                let spent = self.times.seconds().into_iter().zip(spent).map(|(after, before)| after - before);
+                parts.iter_mut().zip(spent).for_each(|(part, seconds)| *part += seconds);
+            }
+        }
+        let all: f64 = parts.iter().sum();
+        if all > 0.0 {
+            done.drawing = Part::ALL.iter().zip(parts).map(|(part, s)| (part.name(), s / all)).collect();
         }
         // As between the steps of a run.
         self.engine.park();
