@@ -1,5 +1,5 @@
-//! What this machine can do at most: multiply-adds in f32 and bytes read from memory, on all threads. One JSON line;
-//! scripts/bench/page sets the floors of our work against it.
+//! What this machine can do at most: multiply-adds in f32 and bytes read, from memory and from a cache, on all threads.
+//! One JSON line; scripts/bench/page sets the floors of our work against it.
 #![expect(clippy::print_stdout, reason = "the line is the program's output")]
 
 use std::hint::black_box;
@@ -11,8 +11,9 @@ use rayon::prelude::*;
 const CHAINS: usize = 12;
 const LANES: usize = 16;
 const ROUNDS: usize = 4_000_000;
-/// Beyond every cache.
+/// Beyond every cache, and within the last one of most machines.
 const BYTES: usize = 512 << 20;
+const CACHED_BYTES: usize = 16 << 20;
 const TIMES: usize = 5;
 
 #[cfg(target_arch = "x86_64")]
@@ -87,18 +88,27 @@ fn most(amount: f64, mut work: impl FnMut()) -> f64 {
     })
 }
 
+/// Bytes a second at most, of reading as many [`BYTES`] over and over, each thread its own part of them.
+fn read_per_second(bytes: usize, threads: usize) -> f64 {
+    let memory = vec![1u64; bytes / 8];
+    let part = memory.len().div_ceil(threads);
+    let times = BYTES / bytes;
+    most((times * bytes) as f64, || {
+        let read =
+            |chunk: &[u64]| (0..times).fold(0, |sum, _| black_box(chunk).iter().fold(sum, |a, b| a ^ b));
+        black_box(memory.par_chunks(part).map(read).sum::<u64>());
+    })
+}
+
 fn main() {
     let threads = rayon::current_num_threads();
     let flops = (2 * CHAINS * LANES * ROUNDS * threads) as f64;
     let flops = most(flops, || {
         black_box((0..threads).into_par_iter().with_max_len(1).map(|i| widest(i as f32)).sum::<f32>());
     });
-    let memory = vec![1u64; BYTES / 8];
-    let bytes = most(BYTES as f64, || {
-        let part = memory.len().div_ceil(threads);
-        black_box(memory.par_chunks(part).map(|chunk| chunk.iter().fold(0, |a, b| a ^ b)).sum::<u64>());
-    });
+    let bytes = read_per_second(BYTES, threads);
+    let cached = read_per_second(CACHED_BYTES, threads);
     println!(
-        r#"{{"kind":"ceilings","threads":{threads},"flops_per_second":{flops:.0},"bytes_per_second":{bytes:.0}}}"#
+        r#"{{"kind":"ceilings","threads":{threads},"flops_per_second":{flops:.0},"bytes_per_second":{bytes:.0},"cached_bytes_per_second":{cached:.0}}}"#
     );
 }

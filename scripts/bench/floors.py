@@ -8,19 +8,23 @@ CACHED_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class Cost:
-    """Floating-point operations, and bytes that must come from memory or go there."""
+    """Floating-point operations, bytes that must come from memory or go there, and bytes that come from a cache."""
 
     flops: float = 0.0
     bytes: float = 0.0
+    cached: float = 0.0
 
     def __add__(self, other):
-        return Cost(self.flops + other.flops, self.bytes + other.bytes)
+        return Cost(self.flops + other.flops, self.bytes + other.bytes, self.cached + other.cached)
 
     def times(self, n):
-        return Cost(self.flops * n, self.bytes * n)
+        return Cost(self.flops * n, self.bytes * n, self.cached * n)
 
     def seconds(self, ceilings):
-        return max(self.flops / ceilings["flops_per_second"], self.bytes / ceilings["bytes_per_second"])
+        """The least, and what bounds it."""
+        return max((self.flops / ceilings["flops_per_second"], "computing"),
+                   (self.bytes / ceilings["bytes_per_second"], "reading memory"),
+                   (self.cached / ceilings["cached_bytes_per_second"], "reading a cache"))
 
 
 def parameters(shape):
@@ -46,7 +50,7 @@ def sampling(shape, sequences, prompts, prompt_tokens, new_tokens, element_bytes
     context = prompt_tokens + new_tokens / 2
     kv = 2 * shape["kv_heads"] * shape["head_dim"] * shape["layers"] * F32
     read = (layers + head) * element_bytes + sequences * context * kv
-    one = passed(shape, sequences, sequences, context) + Cost(bytes=read if read > CACHED_BYTES else 0)
+    one = passed(shape, sequences, sequences, context) + (Cost(bytes=read) if read > CACHED_BYTES else Cost(cached=read))
     # The first token of each comes from the prompt's pass.
     return prefill, one.times(new_tokens - 1)
 

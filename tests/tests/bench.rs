@@ -154,7 +154,7 @@ fn the_driver_names_missing_peers_and_measures_ours() {
         lines += last;
         lines += "\n";
     }
-    lines += r#"{"kind":"ceilings","threads":2,"flops_per_second":1e15,"bytes_per_second":1e7}"#;
+    lines += r#"{"kind":"ceilings","threads":2,"flops_per_second":1e15,"bytes_per_second":1e7,"cached_bytes_per_second":1e8}"#;
     folder.file("lines.jsonl", &lines).unwrap();
     let page = call("page lines.jsonl --out performance.md && cat performance.md");
     assert_eq!(page.code, 0, "{}", page.err);
@@ -165,7 +165,7 @@ fn the_driver_names_missing_peers_and_measures_ours() {
         "| update: forward |",
         "| update, nothing alike: forward |",
         "not compared: PARL_PEERS is not set",
-        "s (reading)",
+        "s (reading a cache)",
     ] {
         assert!(page.out.contains(part), "{part}: {}", page.out);
     }

@@ -4,6 +4,8 @@
 //! falls into, so its bits do not depend on the batch. Nothing splits the sum over the inputs.
 #![allow(unsafe_code)]
 
+use std::cell::RefCell;
+
 use half::bf16;
 use rayon::prelude::*;
 
@@ -20,6 +22,11 @@ pub(crate) const ROW_FLOATS: usize = 32;
 const PARALLEL_FMAS: usize = 1 << 21;
 /// The same where the weights come from memory, which takes longer than multiplying.
 const STREAMED_FMAS: usize = 1 << 18;
+
+thread_local! {
+    /// A panel of bf16 in f32, for tiles that read it one after the other.
+    static WIDE: RefCell<Aligned<f32>> = RefCell::default();
+}
 
 /// Length of an activation row of `width` elements.
 pub(crate) fn padded(width: usize) -> usize {
@@ -97,25 +104,31 @@ impl Packed {
         assert!(y.len() >= rows * stride && bias.is_none_or(|b| b.len() >= stride), "output too short");
         let y = Shared(y.as_mut_ptr());
         let part = |from: usize, to: usize| {
-            let product = Product {
-                x: x.as_ptr(),
-                x_stride,
-                rows,
-                inputs: self.inputs,
-                bias: bias.map_or(std::ptr::null(), <[f32]>::as_ptr),
-                y: y.get(),
-                y_stride: stride,
-                mode,
-                panels: (from, to),
-            };
-            // SAFETY: the asserts above, and `elements` holds `panels` whole panels; each part writes the columns
-            // of its own panels.
-            unsafe {
-                match &self.elements {
-                    Elements::F32(all) => self.level.run(WithF32(product, all.as_ptr())),
-                    Elements::Bf16(all) => self.level.run(WithBf16(product, all.as_ptr())),
+            WIDE.with_borrow_mut(|wide| {
+                if matches!(self.elements, Elements::Bf16(_)) {
+                    wide.grow(self.inputs * 2 * self.level.lanes());
                 }
-            }
+                let product = Product {
+                    x: x.as_ptr(),
+                    x_stride,
+                    rows,
+                    inputs: self.inputs,
+                    bias: bias.map_or(std::ptr::null(), <[f32]>::as_ptr),
+                    y: y.get(),
+                    y_stride: stride,
+                    mode,
+                    panels: (from, to),
+                    wide: wide.as_mut_ptr(),
+                };
+                // SAFETY: the asserts above, and `elements` holds `panels` whole panels, `wide` one of bf16; each part writes
+                // the columns of its own panels.
+                unsafe {
+                    match &self.elements {
+                        Elements::F32(all) => self.level.run(WithF32(product, all.as_ptr())),
+                        Elements::Bf16(all) => self.level.run(WithBf16(product, all.as_ptr())),
+                    }
+                }
+            });
         };
         let fmas = rows * self.inputs * stride;
         let threads = rayon::current_num_threads();
@@ -180,6 +193,8 @@ struct Product {
     y_stride: usize,
     mode: Mode,
     panels: (usize, usize),
+    /// Room for a panel of bf16 in f32.
+    wide: *mut f32,
 }
 
 /// What a tile asks of memory on its way, `step` bytes further for each input. The tiles of a panel share out the panel
@@ -197,10 +212,13 @@ impl Ahead {
 
 /// How a weight type becomes a vector of floats.
 trait Element: Copy {
+    /// Whether that takes more than loading it.
+    const NARROW: bool;
     unsafe fn load<S: Simd>(from: *const Self) -> S::V;
 }
 
 impl Element for f32 {
+    const NARROW: bool = false;
     #[inline(always)]
     unsafe fn load<S: Simd>(from: *const Self) -> S::V {
         // SAFETY: the caller's.
@@ -209,6 +227,7 @@ impl Element for f32 {
 }
 
 impl Element for bf16 {
+    const NARROW: bool = true;
     #[inline(always)]
     unsafe fn load<S: Simd>(from: *const Self) -> S::V {
         // SAFETY: the caller's.
@@ -238,7 +257,7 @@ impl Kernel for WithBf16 {
 }
 
 impl Product {
-    /// SAFETY: `x`, `bias`, `y` and `w` span the rows and panels named.
+    /// SAFETY: `x`, `bias`, `y` and `w` span the rows and panels named, and `wide` a panel where `w` is narrow.
     #[inline(always)]
     unsafe fn run<S: Simd, E: Element>(self, w: *const E) {
         let roomy = S::TILE_ROWS == 12;
@@ -260,12 +279,25 @@ impl Product {
             while panel < self.panels.1 {
                 let mut row = 0;
                 let bytes = 2 * S::LANES * self.inputs * size_of::<E>() / tiles;
-                let next = w.wrapping_add((panel + 1) * 2 * S::LANES * self.inputs).cast::<u8>();
+                let length = 2 * S::LANES * self.inputs;
+                let next = w.wrapping_add((panel + 1) * length).cast::<u8>();
+                // Fewer tiles widen what they read in less time than this takes.
+                let widened = E::NARROW && tiles > 3;
+                if widened {
+                    for at in (0..length).step_by(S::LANES) {
+                        S::store(self.wide.add(at), E::load::<S>(w.add(panel * length + at)));
+                    }
+                }
                 for tile in 0..tiles {
                     let end = (tile + 1) * self.rows / tiles;
                     let ahead =
                         Ahead { from: next.wrapping_add(tile * bytes), step: bytes / self.inputs + 1 };
-                    self.down::<S, E>(w, row, end - row, panel, ahead);
+                    if widened {
+                        let w = self.wide.cast_const().wrapping_sub(panel * length);
+                        self.down::<S, f32>(w, row, end - row, panel, ahead);
+                    } else {
+                        self.down::<S, E>(w, row, end - row, panel, ahead);
+                    }
                     row = end;
                 }
                 panel += 1;
@@ -329,7 +361,7 @@ impl Product {
         // SAFETY: rows `row..row + R` and panels `panel..panel + P` exist (the callers' bounds).
         unsafe {
             let x: [*const f32; R] = std::array::from_fn(|r| self.x.add((row + r) * self.x_stride));
-            let w: [*const E; P] = std::array::from_fn(|p| w.add((panel + p) * panel_len));
+            let w: [*const E; P] = std::array::from_fn(|p| w.wrapping_add((panel + p) * panel_len));
             let mut sums = [[[S::splat(0.0); 2]; P]; R];
             for i in 0..self.inputs {
                 if ahead.step > 0 {
