@@ -52,7 +52,7 @@ fn every_level_agrees_with_f64() {
     for (n, k) in [(1, 1), (33, 7), (70, 64), (200, 130)] {
         for bf in [false, true] {
             let (weights, w) = set(n, k, bf);
-            for rows in [1, 2, 3, 5, 6, 7, 12, 13, 29] {
+            for rows in [1, 2, 3, 5, 6, 7, 12, 13, 29, 50] {
                 let x = numbers(rows * k, 3);
                 for level in Level::available() {
                     let y = product(level, &weights, n, k, &x, rows);
@@ -73,10 +73,10 @@ fn every_level_agrees_with_f64() {
 
 #[test]
 fn a_row_has_the_same_bits_in_every_batch() {
-    let (n, k, most) = (300, 96, 40);
-    let (weights, _) = set(n, k, false);
+    let (n, k, most) = (300, 96, 50);
     let x = numbers(most * k, 5);
-    for level in Level::available() {
+    for (level, bf) in Level::available().into_iter().flat_map(|level| [(level, false), (level, true)]) {
+        let (weights, _) = set(n, k, bf);
         let all = product(level, &weights, n, k, &x, most);
         for rows in 1..=most {
             let first = most - rows;
