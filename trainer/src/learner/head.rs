@@ -10,8 +10,8 @@ use super::by_hand;
 use super::model::wide;
 use super::shim::{floats, floats_mut};
 
-/// Logits of a stretch, about: few enough to stay in the caches between the operations on them; on a card enough to fill
-/// it.
+/// Logits of a stretch, about: rows enough that the products reach their speed, since softmax works row by row; on a card
+/// enough to fill it.
 const LOGITS: i64 = 1 << 22;
 const LOGITS_ON_CARD: i64 = 1 << 28;
 /// Rows of a stretch, at least: the matrix products need some.
