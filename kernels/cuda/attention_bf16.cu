@@ -1,16 +1,25 @@
 // Grouped-query attention on tensor cores: scores and weighted sums by mma, the softmax between them in registers.
 #include "attention.cuh"
 #include "tensor_core.cuh"
+#include "turn.cuh"
 
-// A head padded to whole fragments; rows of shared memory an odd number of 16 bytes apart.
+// A head padded to whole fragments. The eight rows of a matrix lie in different banks of shared memory: eight elements of a
+// row trade places with others by the row's number where there are 64 or a multiple, else rows are an odd number of 16 bytes
+// apart.
 constexpr u32 PADDED = (HEAD_DIM + 15) / 16 * 16;
-constexpr u32 STRIDE = PADDED + 8;
+constexpr bool SWIZZLED = PADDED % 64 == 0;
+constexpr u32 STRIDE = SWIZZLED ? PADDED : PADDED + 8;
 
-constexpr u32 STAGES = 4; // chunks that are under way at once; launches.rs knows
+// Where a key's elements from `element` on, a multiple of 8, lie.
+DEVICE u32 place_of(u32 key, u32 element) { return key * STRIDE + (SWIZZLED ? element ^ key % 8 * 8 : element); }
 
+// Chunks that are under way at once, in prefill for a block, in decode for each warp; launches.rs knows.
+constexpr u32 STAGES = 4, DECODE_STAGES = 3;
+
+template <u32 COUNT>
 struct Buffers {
-  Bf16 keys[STAGES][CHUNK * STRIDE];
-  Bf16 values[STAGES][CHUNK * STRIDE];
+  Bf16 keys[COUNT][CHUNK * STRIDE];
+  Bf16 values[COUNT][CHUNK * STRIDE];
 };
 
 // 16 queries of a warp; a lane has the queries lane / 4 and that plus 8.
@@ -33,8 +42,10 @@ DEVICE void clear(Fold& fold) {
   }
 }
 
-// The queries from `first` on; those from `end` on are not there, look at position 0 and are written nowhere.
-DEVICE void take_queries(Queries& to, const Attention& what, const Row& row, u32 kv_head, u32 first, u32 end) {
+// The queries from `first` on; those from `end` on are not there, look at position 0 and are written nowhere. `of` tells where
+// one lies.
+template <class Of>
+DEVICE void take_queries(Queries& to, const Attention& what, const Row& row, u32 first, u32 end, Of of) {
   const u32 lane = threadIdx.x % WARP;
   const u32 group = what.heads / what.paging.kv_heads;
   to.second = first + QUERIES / 2 < end;
@@ -43,7 +54,7 @@ DEVICE void take_queries(Queries& to, const Attention& what, const Row& row, u32
     const u32 query = first + lane / 4 + r * 8;
     const bool there = query < end;
     to.sees[r] = there ? row.start + query / group + 1 : 1;
-    const Element* from = what.queries + (there ? query_at(what, row, kv_head, query) : 0);
+    const Element* from = of(there ? query : first);
 #pragma unroll
     for (u32 f = 0; f < PADDED / 16; ++f) {
 #pragma unroll
@@ -55,29 +66,32 @@ DEVICE void take_queries(Queries& to, const Attention& what, const Row& row, u32
   }
 }
 
-// Begins to bring a chunk's keys and values; positions from `limit` on are 0, for nobody may have written them.
-DEVICE void fetch(Buffers& to, u32 stage, const Attention& what, const Row& row, u32 kv_head, u32 chunk, u32 limit) {
-  constexpr u32 PARTS = PADDED / 8;
+// Where the keys of the lane's position of a chunk begin, in the pool.
+DEVICE u64 page_at(const Attention& what, const Row& row, u32 kv_head, u32 chunk, u32 limit) {
   static_assert(CHUNK == WARP, "a lane finds the page of one position for its warp");
   const u32 own = chunk + threadIdx.x % WARP;
-  const u64 page = own < limit ? page_of(what, row, 0, kv_head, own) - what.pool : 0;
+  return own < limit ? page_of(what, row, 0, kv_head, own) - what.pool : 0;
+}
+
+// Begins to bring a chunk's keys and values, whose pages the lanes know, by the threads `index` of `size`, whole warps;
+// positions from `limit` on are 0, for nobody may have written them.
+DEVICE void fetch(Bf16* to_keys, Bf16* to_values, const Attention& what, u64 page, u32 chunk, u32 limit, u32 index, u32 size) {
+  constexpr u32 PARTS = PADDED / 8;
   const u64 to_values_too = (u64)what.paging.kv_heads * what.paging.block_tokens * HEAD_DIM;
-  // A multiple of a warp: all lanes go round as often.
-  for (u32 i = threadIdx.x; i < CHUNK * PARTS; i += blockDim.x) {
-    const u32 key = i / PARTS, part = i % PARTS * 8;
+  // All lanes of a warp go round as often.
+  for (u32 i = index; i < CHUNK * PARTS; i += size) {
+    const u32 key = i / PARTS, part = i % PARTS * 8, at = place_of(key, part);
     const bool there = chunk + key < limit && part < HEAD_DIM;
     const Element* keys = what.pool + __shfl_sync(WHOLE_WARP, page, key) + (there ? part : 0);
     const Element* values = keys + (there ? to_values_too : 0);
-    Bf16* to_keys = to.keys[stage] + key * STRIDE + part;
-    Bf16* to_values = to.values[stage] + key * STRIDE + part;
     if (HEAD_DIM % 8 == 0) {
-      copy_async(to_keys, keys, there);
-      copy_async(to_values, values, there);
+      copy_async(to_keys + at, keys, there);
+      copy_async(to_values + at, values, there);
     } else {
       for (u32 e = 0; e < 8; ++e) {
         const bool inside = there && part + e < HEAD_DIM;
-        to_keys[e] = inside ? keys[e] : Bf16{0};
-        to_values[e] = inside ? values[e] : Bf16{0};
+        to_keys[at + e] = inside ? keys[e] : Bf16{0};
+        to_values[at + e] = inside ? values[e] : Bf16{0};
       }
     }
   }
@@ -91,7 +105,7 @@ DEVICE void fold_chunk(Fold& fold, const Queries& queries, const Bf16* keys, con
 #pragma unroll
     for (u32 pair = 0; pair < CHUNK / 16; ++pair) {
       u32 b[4];
-      load_matrices(b, keys + (pair * 16 + lane / 16 * 8 + lane % 8) * STRIDE + f * 16 + lane / 8 % 2 * 8);
+      load_matrices(b, keys + place_of(pair * 16 + lane / 16 * 8 + lane % 8, f * 16 + lane / 8 % 2 * 8));
       multiply_add(scores[2 * pair], queries.fragments[f], b[0], b[1]);
       multiply_add(scores[2 * pair + 1], queries.fragments[f], b[2], b[3]);
     }
@@ -143,42 +157,50 @@ DEVICE void fold_chunk(Fold& fold, const Queries& queries, const Bf16* keys, con
 #pragma unroll
     for (u32 f = 0; f < PADDED / 16; ++f) {
       u32 b[4];
-      load_transposed(b, values + (pair * 16 + lane / 8 % 2 * 8 + lane % 8) * STRIDE + f * 16 + lane / 16 * 8);
+      load_transposed(b, values + place_of(pair * 16 + lane / 8 % 2 * 8 + lane % 8, f * 16 + lane / 16 * 8));
       multiply_add(fold.out[2 * f], weights, b[0], b[1]);
       multiply_add(fold.out[2 * f + 1], weights, b[2], b[3]);
     }
   }
 }
 
-// The positions from `from` on, which begins a split, and below `to`, for all warps of the block; after each split `take`
-// gets it, and the next one begins anew. Positions from `limit` on are nobody's.
+// Adds the lanes' parts of each query's sum.
+DEVICE void finish(Fold& fold) {
+  for (u32 r = 0; r < 2; ++r) {
+    float& sum = fold.shares[r].sum;
+    sum += __shfl_xor_sync(WHOLE_WARP, sum, 1);
+    sum += __shfl_xor_sync(WHOLE_WARP, sum, 2);
+  }
+}
+
+// The positions below `limit`, by all warps of the block; after each split `take` gets it, and the next one begins anew.
 template <class Take>
-DEVICE void fold_splits(Fold& fold, const Queries& queries, const Attention& what, const Row& row, u32 kv_head, u32 from,
-                        u32 to, u32 limit, Take take) {
+DEVICE void fold_splits(Fold& fold, const Queries& queries, const Attention& what, const Row& row, u32 kv_head, u32 limit,
+                        Take take) {
   DYNAMIC_SHARED(shared);
-  Buffers& buffers = *(Buffers*)shared;
+  Buffers<STAGES>& buffers = *(Buffers<STAGES>*)shared;
+  const auto bring = [&](u32 stage, u32 chunk) {
+    const u64 page = page_at(what, row, kv_head, chunk, limit);
+    fetch(buffers.keys[stage], buffers.values[stage], what, page, chunk, limit, threadIdx.x, blockDim.x);
+  };
   clear(fold);
   for (u32 stage = 0; stage + 1 < STAGES; ++stage) {
-    if (from + stage * CHUNK < to) fetch(buffers, stage, what, row, kv_head, from + stage * CHUNK, limit);
+    if (stage * CHUNK < limit) bring(stage, stage * CHUNK);
     commit_copies();
   }
   u32 stage = 0;
-  for (u32 chunk = from; chunk < to; chunk += CHUNK) {
+  for (u32 chunk = 0; chunk < limit; chunk += CHUNK) {
     wait_copies<STAGES - 2>();
     // The chunk is there for all threads, and all are done with the stage that is filled next.
     __syncthreads();
     const u32 ahead = chunk + (STAGES - 1) * CHUNK;
-    if (ahead < to) fetch(buffers, (stage + STAGES - 1) % STAGES, what, row, kv_head, ahead, limit);
+    if (ahead < limit) bring((stage + STAGES - 1) % STAGES, ahead);
     commit_copies();
     // A chunk that no query of the warp sees would change nothing.
     if (chunk < queries.limit) fold_chunk(fold, queries, buffers.keys[stage], buffers.values[stage], chunk);
     stage = (stage + 1) % STAGES;
-    if ((chunk + CHUNK) % SPLIT != 0 && chunk + CHUNK < to) continue;
-    for (u32 r = 0; r < 2; ++r) {
-      float& sum = fold.shares[r].sum;
-      sum += __shfl_xor_sync(WHOLE_WARP, sum, 1);
-      sum += __shfl_xor_sync(WHOLE_WARP, sum, 2);
-    }
+    if ((chunk + CHUNK) % SPLIT != 0 && chunk + CHUNK < limit) continue;
+    finish(fold);
     take(chunk / SPLIT);
     clear(fold);
   }
@@ -186,8 +208,9 @@ DEVICE void fold_splits(Fold& fold, const Queries& queries, const Attention& wha
 
 // Blocks along x take tiles, along y KV heads.
 KERNEL(128) attend_prefill(const u32* count, const Tile* tiles, Attention what, Element* out) {
+  const bool there = blockIdx.x < *count;
   after_those_before();
-  if (blockIdx.x >= *count) return;
+  if (!there) return;
   const Tile tile = tiles[blockIdx.x];
   const Row row = what.rows[tile.row];
   const u32 lane = threadIdx.x % WARP, kv_head = blockIdx.y;
@@ -196,10 +219,11 @@ KERNEL(128) attend_prefill(const u32* count, const Tile* tiles, Attention what, 
   const u32 limit = row.start + (end - 1) / group + 1;
   const u32 first = tile.first + threadIdx.x / WARP * QUERIES;
   Queries queries;
-  take_queries(queries, what, row, kv_head, first, end);
+  take_queries(queries, what, row, first, end,
+               [&](u32 query) { return what.queries + query_at(what, row, kv_head, query); });
   Fold total, fold;
   clear(total);
-  fold_splits(fold, queries, what, row, kv_head, 0, limit, limit, [&](u32 split) {
+  fold_splits(fold, queries, what, row, kv_head, limit, [&](u32 split) {
     if (split * SPLIT >= queries.limit) return;
     for (u32 r = 0; r < 2; ++r) {
       const Factors factors = merge(total.shares[r], fold.shares[r]);
@@ -226,28 +250,136 @@ KERNEL(128) attend_prefill(const u32* count, const Tile* tiles, Attention what, 
   }
 }
 
-// Blocks along x take rows of one token, along y KV heads and every 16 heads of their groups, along z splits.
-KERNEL(32) attend_decode(const u32* count, Attention what, Share* shares, float* partial) {
-  after_those_before();
-  if (blockIdx.x >= *count) return;
-  const Row row = what.rows[blockIdx.x];
-  const u32 limit = row.start + 1, split = blockIdx.z;
-  if (split * SPLIT >= limit) return;
-  const u32 lane = threadIdx.x % WARP;
-  const u32 group = what.heads / what.paging.kv_heads;
+// What lies between the fused projection and attention, for rows of one token (`turn_heads` in rotary.cu does it for others).
+struct Turn {
+  const float* sums; // null: it is done
+  u32 parts;
+  u64 apart;
+  const Element *bias, *q_norm, *k_norm;
+  float epsilon, scale;
+};
+
+// Adds up a token's projection for a KV head: its group's queries, its keys and its values, `raw` has room for them.
+DEVICE void add_up(float* raw, const Turn& turn, const Attention& what, u32 token, u32 kv_head) {
+  const u32 group = what.heads / what.paging.kv_heads, all = what.heads + 2 * what.paging.kv_heads;
+  const u32 elements = (group + 2) * HEAD_DIM;
+  constexpr u32 EACH = 4; // elements of a thread whose loads are under way together
+  for (u32 first = threadIdx.x; first < elements; first += EACH * blockDim.x) {
+    u32 column[EACH];
+    float sum[EACH];
+#pragma unroll
+    for (u32 j = 0; j < EACH; ++j) {
+      const u32 e = min(first + j * blockDim.x, elements - 1), head = e / HEAD_DIM;
+      const u32 row = head < group ? kv_head * group + head : what.heads + (head - group) * what.paging.kv_heads + kv_head;
+      column[j] = row * HEAD_DIM + e % HEAD_DIM;
+      sum[j] = turn.sums[(u64)token * all * HEAD_DIM + column[j]];
+    }
+#pragma unroll 4
+    for (u32 part = 1; part < turn.parts; ++part) {
+#pragma unroll
+      for (u32 j = 0; j < EACH; ++j) sum[j] += turn.sums[part * turn.apart + (u64)token * all * HEAD_DIM + column[j]];
+    }
+#pragma unroll
+    for (u32 j = 0; j < EACH; ++j) {
+      const u32 e = first + j * blockDim.x;
+      if (e < elements) raw[e] = turn.bias ? sum[j] + to_float(turn.bias[column[j]]) : sum[j];
+    }
+  }
+}
+
+// Rows of one token. Blocks along x take rows, along y KV heads and every 16 heads of their groups, along z `each` splits. A
+// block's warps take its splits in turn, each with chunks of its own under way; where a row's splits are all one block's, it
+// merges them in ascending order and writes `out`, else `merge_splits` does.
+KERNEL(256) attend_decode(const u32* count, Attention what, Share* shares, float* partial, Element* out, u32 each, u32 splits,
+                          const Token* tokens, const float* sums, u32 parts, u64 apart, const Element* bias,
+                          const Element* q_norm, const Element* k_norm, float epsilon, const float* angles, float scale,
+                          Element* pool) {
+  const bool there = blockIdx.x < *count;
+  const Row row = what.rows[there ? blockIdx.x : 0];
+  const u32 limit = row.start + 1, all = row.start / SPLIT + 1;
+  const u32 begin = blockIdx.z * each, end = min(begin + each, all);
+  if (!there || begin >= end) {
+    after_those_before();
+    return;
+  }
+  const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+  const u32 group = what.heads / what.paging.kv_heads, heads = min(QUERIES, group);
   const u32 kv_head = blockIdx.y % what.paging.kv_heads;
-  const u32 first = blockIdx.y / what.paging.kv_heads * QUERIES;
+  const u32 first = blockIdx.y / what.paging.kv_heads * QUERIES, own = min(heads, group - first);
+
+  DYNAMIC_SHARED(of_warps);
+  Buffers<DECODE_STAGES>& buffers = ((Buffers<DECODE_STAGES>*)of_warps)[warp];
+  float* folds = (float*)((Buffers<DECODE_STAGES>*)of_warps + warps);      // [warp][head][element]; before: what `add_up` gives
+  float* totals = folds + max(warps * heads, heads + 2) * HEAD_DIM;     // [head][element]
+  Share* fold_shares = (Share*)(totals + heads * HEAD_DIM);             // [warp][head]
+  Share* total_shares = fold_shares + warps * heads;                    // [round % 2][head]
+  Element* queries_here = (Element*)(total_shares + 2 * heads);         // [head][element]
+
+  u32 ahead = (begin + warp) * SPLIT; // the chunk that is brought next
+  u64 page = page_at(what, row, kv_head, ahead, limit);
+  const auto bring = [&](u32 stage) {
+    if (ahead < end * SPLIT && ahead < limit) {
+      fetch(buffers.keys[stage], buffers.values[stage], what, page, ahead, limit, lane, WARP);
+      ahead += CHUNK;
+      if (ahead % SPLIT == 0) ahead += (warps - 1) * SPLIT;
+      // Looked up now, there by the time it is asked for.
+      page = page_at(what, row, kv_head, ahead, limit);
+    }
+    commit_copies();
+  };
+  // Keys and values before the row's own are of earlier steps.
+  u32 brought = 0;
+  for (; brought + 1 < DECODE_STAGES && ahead + CHUNK <= row.start; ++brought) bring(brought);
+  const Token token = tokens[row.first];
+  const Angles by = angles_at(angles, token.position);
+  after_those_before();
+
+  const Element* queries_at = what.queries + query_at(what, row, kv_head, first);
+  if (sums) {
+    add_up(folds, Turn{sums, parts, apart, bias, q_norm, k_norm, epsilon, scale}, what, row.first, kv_head);
+    __syncthreads();
+    for (u32 head = warp; head < group + 2; head += warps) {
+      Head of = take_head([&](u32 i) { return folds[head * HEAD_DIM + i]; });
+      const bool is_q = head < group, is_v = head == group + 1;
+      const Element* norm = is_q ? q_norm : k_norm;
+      if (!is_v && norm) norm_head(of, norm, epsilon);
+      if (!is_v) turn_head(of, by, is_q ? scale : 1.0f);
+      if (is_q) {
+        store_head(queries_here + head * HEAD_DIM, of);
+      } else if (end == all) {
+        store_head(pool + paged(what.paging, what.layer, is_v ? 1 : 0, kv_head, token.block, token.slot), of);
+      }
+    }
+    queries_at = queries_here;
+    __syncthreads();
+  }
+  for (; brought + 1 < DECODE_STAGES; ++brought) bring(brought);
   Queries queries;
-  take_queries(queries, what, row, kv_head, first, group);
-  Fold fold;
-  const u32 from = split * SPLIT;
-  fold_splits(fold, queries, what, row, kv_head, from, min(from + SPLIT, limit), limit, [&](u32) {
+  take_queries(queries, what, row, first, first + own, [&](u32 query) { return queries_at + (query - first) * HEAD_DIM; });
+
+  u32 stage = 0, round = 0;
+  for (u32 base = begin; base < end; base += warps, ++round) {
+    const u32 split = base + warp;
+    Fold fold;
+    clear(fold);
+    if (split < end) {
+      for (u32 chunk = split * SPLIT; chunk < min((split + 1) * SPLIT, limit); chunk += CHUNK) {
+        wait_copies<DECODE_STAGES - 2>();
+        // The chunk is there for all lanes, and all are done with the stage that is filled next.
+        __syncwarp();
+        bring((stage + DECODE_STAGES - 1) % DECODE_STAGES);
+        fold_chunk(fold, queries, buffers.keys[stage], buffers.values[stage], chunk);
+        stage = (stage + 1) % DECODE_STAGES;
+      }
+      finish(fold);
+    }
+    const bool alone = gridDim.z == 1;
     for (u32 r = 0; r < 2; ++r) {
-      const u32 query = first + lane / 4 + r * 8;
-      if (query >= group) continue;
-      const u64 at = ((u64)blockIdx.x * what.heads + kv_head * group + query) * gridDim.z + split;
-      if (lane % 4 == 0) shares[at] = fold.shares[r];
-      float* to = partial + at * HEAD_DIM;
+      const u32 query = lane / 4 + r * 8;
+      if (query >= own || split >= end) continue;
+      const u64 at = ((u64)blockIdx.x * what.heads + kv_head * group + first + query) * splits + split;
+      if (lane % 4 == 0) (alone ? fold_shares[warp * heads + query] : shares[at]) = fold.shares[r];
+      float* to = alone ? folds + (warp * heads + query) * HEAD_DIM : partial + at * HEAD_DIM;
 #pragma unroll
       for (u32 d = 0; d < PADDED / 8; ++d) {
         const u32 i = d * 8 + lane % 4 * 2;
@@ -256,5 +388,25 @@ KERNEL(32) attend_decode(const u32* count, Attention what, Share* shares, float*
         to[i + 1] = fold.out[d][2 * r + 1];
       }
     }
-  });
+    if (!alone) continue;
+    __syncthreads();
+    const bool last = base + warps >= end;
+    Element* to = out + ((u64)row.first * what.heads + kv_head * group + first) * HEAD_DIM;
+    for (u32 e = threadIdx.x; e < own * HEAD_DIM; e += blockDim.x) {
+      const u32 query = e / HEAD_DIM;
+      Share total = round == 0 ? Share{MINUS_INFINITY, 0.0f} : total_shares[round % 2 * heads + query];
+      float sum = round == 0 ? 0.0f : totals[e];
+      for (u32 w = 0; w < min(warps, end - base); ++w) {
+        const Factors factors = merge(total, fold_shares[w * heads + query]);
+        sum = blend(factors, sum, folds[w * heads * HEAD_DIM + e]);
+      }
+      if (last) {
+        store(to + e, sum * (1.0f / total.sum));
+      } else {
+        totals[e] = sum;
+        if (e % HEAD_DIM == 0) total_shares[(round + 1) % 2 * heads + query] = total;
+      }
+    }
+    __syncthreads();
+  }
 }

@@ -3,9 +3,10 @@
 
 KERNEL(64) merge_splits(const u32* count, const Row* rows, const Share* shares, const float* partial, Element* out,
                         u32 splits) {
+  const bool there = blockIdx.x < *count;
+  const Row row = rows[there ? blockIdx.x : 0];
   after_those_before();
-  if (blockIdx.x >= *count) return;
-  const Row row = rows[blockIdx.x];
+  if (!there) return;
   const u32 heads = gridDim.y;
   const u64 at = ((u64)blockIdx.x * heads + blockIdx.y) * splits;
   const u32 used = row.start / SPLIT + 1;

@@ -13,7 +13,8 @@
 
 // A card may begin a kernel while the one before it is still under way. Every thread waits here for what that one and
 // all before it wrote, and only then lets the next kernel begin: before it waits, a kernel may read but what no kernel of
-// the step writes. Every kernel calls this, whatever else it does.
+// the step writes (weights, the step's counts and records, keys and values of earlier steps), and should: a load takes as long
+// as a small kernel. Every kernel calls this, whatever else it does.
 static __device__ __forceinline__ void after_those_before() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

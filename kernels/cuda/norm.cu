@@ -10,9 +10,17 @@ constexpr u32 EACH = 4;
 KERNEL(512) rms_norm(const u32* count, const u32* rows, float* hidden, const float* sums, u32 parts, u64 apart,
                      const Element* weight, Element* to, u32 width, float epsilon) {
   __shared__ float shared[THREADS / WARP];
+  const bool there = blockIdx.x < *count;
+  const u64 row = there && rows ? rows[blockIdx.x] : blockIdx.x;
+  // The first elements of a thread, in most models all, stay in registers; their weights are there before they are.
+  float kept[EACH], weights[EACH];
+#pragma unroll
+  for (u32 j = 0; j < EACH; ++j) {
+    const u32 i = threadIdx.x + j * THREADS;
+    weights[j] = i < width ? to_float(weight[i]) : 0.0f;
+  }
   after_those_before();
-  if (blockIdx.x >= *count) return;
-  const u64 row = rows ? rows[blockIdx.x] : blockIdx.x;
+  if (!there) return;
   hidden += row * width;
   sums += row * width;
   to += (u64)blockIdx.x * width;
@@ -32,11 +40,19 @@ KERNEL(512) rms_norm(const u32* count, const u32* rows, float* hidden, const flo
     for (u32 j = 0; j < EACH; ++j) {
       const float x = before[j] + sum[j];
       if (parts > 0 && first + j * THREADS < width) hidden[first + j * THREADS] = x;
+      if (first == threadIdx.x) kept[j] = x;
       squares = fmaf(x, x, squares);
     }
   }
   squares = block_sum(squares, shared);
   const float scale = 1.0f / sqrtf(squares / (float)width + epsilon);
+#pragma unroll
+  for (u32 j = 0; j < EACH; ++j) {
+    const u32 i = threadIdx.x + j * THREADS;
+    if (i < width) store(to + i, kept[j] * scale * weights[j]);
+  }
   // Each thread reads what it wrote itself.
-  for (u32 i = threadIdx.x; i < width; i += THREADS) store(to + i, hidden[i] * scale * to_float(weight[i]));
+  for (u32 i = threadIdx.x + EACH * THREADS; i < width; i += THREADS) {
+    store(to + i, hidden[i] * scale * to_float(weight[i]));
+  }
 }

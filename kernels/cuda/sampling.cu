@@ -158,8 +158,8 @@ DEVICE u32 draw_truncated(const Distribution& row, const Draw& draw, u64 mass, S
   return walk(Range{0, row.vocab}, ties_before, shared, [&](u32 i) -> u64 { return row.bits(i) == place.bits; });
 }
 
-// Logits that a thread of LOOKERS has under way at once.
-constexpr u32 LOOKERS = 256, AHEAD = 8;
+// Logits that a thread of LOOKERS has under way at once: all that it takes of a part of the largest vocabularies.
+constexpr u32 LOOKERS = 256, AHEAD = 20;
 
 DEVICE void load_ahead(float (&to)[AHEAD], const float* row, u32 first, u32 end, float beyond) {
 #pragma unroll
@@ -169,8 +169,9 @@ DEVICE void load_ahead(float (&to)[AHEAD], const float* row, u32 first, u32 end,
 // Blocks along x take rows, along y parts.
 KERNEL(256) survey_logits(const u32* count, const float* logits, Part* parts, u32 vocab) {
   __shared__ float shared[8];
+  const bool there = blockIdx.x < *count;
   after_those_before();
-  if (blockIdx.x >= *count) return;
+  if (!there) return;
   const float* row = logits + (u64)blockIdx.x * vocab;
   const Range range = range_of(blockIdx.y, vocab);
   float largest = __uint_as_float(0xff800000u), strays = 0.0f;
@@ -191,8 +192,9 @@ KERNEL(256) survey_logits(const u32* count, const float* logits, Part* parts, u3
 // The same blocks.
 KERNEL(256) weigh_logits(const u32* count, const float* logits, const Draw* draws, Part* parts, u32 vocab) {
   __shared__ u64 sums[8];
+  const bool there = blockIdx.x < *count;
   after_those_before();
-  if (blockIdx.x >= *count) return;
+  if (!there) return;
   const Distribution row = distribution_of(logits, draws[blockIdx.x], vocab, parts, blockIdx.x);
   const Range range = range_of(blockIdx.y, vocab);
   u64 own = 0;
@@ -215,8 +217,9 @@ KERNEL(256) weigh_logits(const u32* count, const float* logits, const Draw* draw
 KERNEL(512) draw_tokens(const u32* count, const float* logits, const Draw* draws, const Part* parts, Drawn* drawn,
                         u32 vocab) {
   __shared__ Shared shared;
+  const bool there = blockIdx.x < *count;
   after_those_before();
-  if (blockIdx.x >= *count) return;
+  if (!there) return;
   const Draw draw = draws[blockIdx.x];
   const Distribution row = distribution_of(logits, draw, vocab, parts, blockIdx.x);
   parts += blockIdx.x * PARTS;

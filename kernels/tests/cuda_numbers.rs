@@ -304,6 +304,25 @@ fn a_prefill_may_be_cut_anywhere_and_decode_has_its_bits() {
 }
 
 #[test]
+fn a_long_row_is_shared_out_among_blocks() {
+    let shape = ModelShape { layers: 1, max_positions: 2200, ..base() };
+    let sequence = tokens(&shape, 9, 2090);
+    let last = |sizes: &[usize]| {
+        let mut backend = on_card(weights(&shape, Dtype::Bf16), 131, 16, Limits { tokens: 1100, rows: 1100 });
+        let blocks: Vec<u32> = (0..131).collect();
+        let mut at = 0;
+        for &size in &sizes[..sizes.len() - 1] {
+            let piece = row(&sequence[at..at + size], at as u32, &blocks, None);
+            drawn(&mut backend, &plan(vec![piece]));
+            at += size;
+        }
+        let piece = row(&sequence[at..], at as u32, &blocks, None);
+        bits(&[logits(&mut backend, &plan(vec![piece])).remove(0).pop().unwrap()])
+    };
+    assert_eq!(last(&[1000, 1089, 1]), last(&[1000, 1090]));
+}
+
+#[test]
 fn every_tiling_sums_in_one_order() {
     // Wide enough for segments of inputs in all products, whose last ones are short.
     let shape =
@@ -364,7 +383,8 @@ fn segments_are_added_in_order_inside_of_a_block_and_outside() {
         let first = parts.next().unwrap().to_vec();
         parts.fold(first, |sum, part| sum.iter().zip(part).map(|(a, b)| a + b).collect())
     };
-    let few = [16, 16, 32, 23_040];
+    // A warp that multiplies, beside the four that bring rows.
+    let few = [16, 16, 160, 16_128];
     let outside = sums("multiply_few", few, 4);
     for (i, sum) in outside.iter().enumerate() {
         let (row, output) = (i / outputs as usize, i % outputs as usize);
@@ -374,13 +394,20 @@ fn segments_are_added_in_order_inside_of_a_block_and_outside() {
     }
     let wanted = bits(&[outside]);
     for (kernel, tiling) in [
-        ("multiply_few", few),
-        ("multiply_some", [32, 32, 64, 36_864]),
+        // Blocks and warps that take one group of columns after the other, some none.
+        ("multiply_few", [16, 40, 160, 16_128]),
+        ("multiply_few", [16, 20, 192, 29_952]),
+        ("multiply_few", [16, 8, 192, 29_952]),
+        ("multiply_some", [32, 20, 192, 32_256]),
         ("multiply_more", [64, 32, 64, 41_472]),
         ("multiply_many", [128, 128, 256, 81_920]),
     ] {
+        assert_eq!(bits(&[sums(kernel, tiling, 4)]), wanted, "{kernel} {tiling:?}, outside");
+    }
+    for (kernel, tiling) in
+        [("multiply_more", [64, 32, 64, 41_472]), ("multiply_many", [128, 128, 256, 81_920])]
+    {
         assert_eq!(bits(&[sums(kernel, tiling, 1)]), wanted, "{kernel}, inside of a block");
-        assert_eq!(bits(&[sums(kernel, tiling, 4)]), wanted, "{kernel}, outside");
     }
     for address in [count, at_x, at_w, y] {
         driver.free(address);

@@ -5,11 +5,10 @@ use std::time::Instant;
 
 use super::buckets::{Bucket, bucket};
 use super::driver::{Address, Driver, Launch, Pending};
-use super::launches::{
-    Activations, Extent, MOST_ACROSS, SURVEYED, Surroundings, copy_blocks, splits, sums_room,
-};
+use super::launches::{Activations, Extent, MOST_ACROSS, SURVEYED, Surroundings, copy_blocks, splits};
 use super::memory::{MemoryPlan, block_bytes, element_bytes, step_room};
 use super::model::{Geometry, Model, aligned, check_finite, element_of};
+use super::products::sums_room;
 use super::step::{Layout, Limits, Outputs, Room, Step, copy_waves, cut, room, words};
 use crate::KernelError;
 use crate::backend::{Backend, Drawn, InstallReport, Output, Plan, PlanRow, SetId, Ticket};
@@ -302,6 +301,7 @@ impl<D: Driver> CudaBackend<D> {
             layout,
             bf16: model.element == Dtype::Bf16,
             library: self.driver.has_library(),
+            chip: self.driver.chip(),
         };
         let launches = || -> Vec<Launch> {
             let mut all = surroundings.layers(extent);

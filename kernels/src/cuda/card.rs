@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::ptr;
 
-use cudarc::driver::sys;
+use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 
 use super::cache::Cubins;
 use super::compile::{Compiler, Target};
-use super::driver::{Address, Driver, GraphId, KernelsId, Launch, Pending};
+use super::driver::{Address, Chip, Driver, GraphId, KernelsId, Launch, Pending};
 use super::library::Library;
 use super::sources::sources;
 use crate::KernelError;
@@ -44,6 +44,7 @@ pub struct Card {
     /// A stream of libtorch's beside which the card works, and the event that joins the two.
     beside: Option<(sys::CUstream, sys::CUevent)>,
     architecture: String,
+    chip: Chip,
     /// Whether a kernel may begin while the one before it is under way (`after_those_before` in `device.cuh`).
     overlaps: bool,
     compiler: Compiler,
@@ -96,7 +97,7 @@ impl Card {
         }
         let (mut version, mut device) = (0, 0);
         let (mut context, mut stream) = (ptr::null_mut(), ptr::null_mut());
-        let (mut major, mut minor) = (0, 0);
+        let (mut major, mut minor, mut multiprocessors, mut shared_bytes) = (0, 0, 0, 0);
         // SAFETY: the library is there; every call writes what its pointer is to.
         unsafe {
             check(sys::cuInit(0), "cuInit")?;
@@ -110,10 +111,14 @@ impl Card {
                 )));
             }
             check(sys::cuDeviceGet(&raw mut device, number), "cuDeviceGet")?;
-            let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
-            check(sys::cuDeviceGetAttribute(&raw mut major, attribute, device), "cuDeviceGetAttribute")?;
-            let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR;
-            check(sys::cuDeviceGetAttribute(&raw mut minor, attribute, device), "cuDeviceGetAttribute")?;
+            for (value, attribute) in [
+                (&raw mut major, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR),
+                (&raw mut minor, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR),
+                (&raw mut multiprocessors, Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT),
+                (&raw mut shared_bytes, Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN),
+            ] {
+                check(sys::cuDeviceGetAttribute(value, attribute, device), "cuDeviceGetAttribute")?;
+            }
         }
         let architecture = Target::architecture(major, minor)?;
         let compiler = Compiler::find()?;
@@ -135,6 +140,7 @@ impl Card {
             borrowed: false,
             beside: None,
             architecture,
+            chip: Chip { multiprocessors: multiprocessors as usize, shared_bytes: shared_bytes as usize },
             overlaps: major >= 9 && version >= OVERLAPPING,
             compiler,
             cubins,
@@ -250,6 +256,10 @@ impl Card {
 impl Driver for Card {
     fn has_library(&self) -> bool {
         self.library.is_some()
+    }
+
+    fn chip(&self) -> Chip {
+        self.chip
     }
 
     fn free_bytes(&mut self) -> Result<u64, KernelError> {

@@ -69,6 +69,15 @@ pub struct Launch {
     pub instead: Option<Matmul>,
 }
 
+/// What a card has of what kernels share out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chip {
+    /// Multiprocessors.
+    pub multiprocessors: usize,
+    /// Bytes of shared memory that a block may take.
+    pub shared_bytes: usize,
+}
+
 /// A card, or what stands for one in a test. Whatever is handed in is done in the order it came.
 pub trait Driver: Send {
     /// Bytes of the card's memory that are free.
@@ -81,6 +90,9 @@ pub trait Driver: Send {
     fn has_library(&self) -> bool {
         false
     }
+
+    /// What the card is made of.
+    fn chip(&self) -> Chip;
 
     /// Reserves memory whose address is a multiple of 256; what is in it is undefined.
     ///
@@ -163,6 +175,10 @@ impl<D: Driver + ?Sized> Driver for Box<D> {
 
     fn has_library(&self) -> bool {
         (**self).has_library()
+    }
+
+    fn chip(&self) -> Chip {
+        (**self).chip()
     }
 
     fn allocate(&mut self, bytes: u64) -> Result<Address, KernelError> {

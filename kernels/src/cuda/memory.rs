@@ -2,8 +2,9 @@
 
 use std::fmt;
 
-use super::launches::{SURVEYED, splits, sums_room};
+use super::launches::{SURVEYED, splits};
 use super::model::Geometry;
+use super::products::sums_room;
 use super::step::{Layout, Limits, PREFILL_QUERIES, Room};
 use crate::KernelError;
 use crate::shape::ModelShape;

@@ -13,6 +13,7 @@ pub mod launches;
 mod library;
 pub mod memory;
 mod model;
+mod products;
 pub mod resources;
 pub mod sources;
 pub mod step;

@@ -26,15 +26,17 @@ macro_rules! sources {
 }
 
 /// What the sources include.
-pub const HEADERS: [Source; 9] = sources![
+pub const HEADERS: [Source; 11] = sources![
     "attention.cuh",
     "device.cuh",
     "element.cuh",
     "exponential.cuh",
     "paging.cuh",
     "philox.cuh",
+    "product.cuh",
     "reduce.cuh",
     "tensor_core.cuh",
+    "turn.cuh",
     "types.cuh",
 ];
 
@@ -52,15 +54,15 @@ const EITHER: [Source; 8] = sources![
 
 /// Sources of products and attention in each type.
 const F32: [Source; 2] = sources!["attention_f32.cu", "multiply_f32.cu"];
-const BF16: [Source; 2] = sources!["attention_bf16.cu", "multiply_bf16.cu"];
+const BF16: [Source; 3] = sources!["attention_bf16.cu", "multiply_bf16.cu", "multiply_few.cu"];
 
 /// The sources of an engine whose elements are of this type.
 pub fn sources(element: Dtype) -> impl Iterator<Item = Source> {
-    let own = match element {
-        Dtype::F32 => F32,
-        Dtype::Bf16 => BF16,
+    let own: &[Source] = match element {
+        Dtype::F32 => &F32,
+        Dtype::Bf16 => &BF16,
     };
-    EITHER.into_iter().chain(own)
+    EITHER.into_iter().chain(own.iter().copied())
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
 use parl_kernels::KernelError;
-use parl_kernels::cuda::driver::{Address, Driver, GraphId, KernelsId, Launch, Pending};
+use parl_kernels::cuda::driver::{Address, Chip, Driver, GraphId, KernelsId, Launch, Pending};
 use parl_kernels::weights::Dtype;
 
 unsafe extern "C" {
@@ -115,6 +115,8 @@ pub struct Emulated {
     pub free: u64,
     /// Bytes that are said to be left besides, as on a card where others take memory meanwhile.
     pub promised: u64,
+    /// What it says that it is made of: as an H100, unless a test says otherwise.
+    pub chip: Chip,
     /// Whether it says that it has a library for products, which it only records.
     pub library: bool,
     /// Whether every call fails, as those of a card that fell off its bus do.
@@ -134,6 +136,7 @@ impl Emulated {
             runs,
             free: 1 << 32,
             promised: 0,
+            chip: Chip { multiprocessors: 132, shared_bytes: 227 << 10 },
             library: false,
             lost: false,
             memory: HashMap::new(),
@@ -225,6 +228,10 @@ impl Driver for Emulated {
         self.library
     }
 
+    fn chip(&self) -> Chip {
+        self.chip
+    }
+
     fn allocate(&mut self, bytes: u64) -> Result<Address, KernelError> {
         self.there()?;
         self.events.push(Event::Allocate(bytes));
@@ -303,8 +310,9 @@ impl Driver for Emulated {
         assert!(
             launch.blocks.iter().all(|&b| b > 0) && launch.blocks[1] < 65_536 && launch.blocks[2] < 65_536
         );
-        // The emulator's shared memory is not larger, and no card's is.
-        assert!(launch.shared_bytes <= 96 << 10);
+        // The emulator's shared memory is that of an H100.
+        assert!(launch.shared_bytes as usize <= self.chip.shared_bytes.min(227 << 10), "{launch:?}");
+        assert!(launch.threads <= 512, "{launch:?}");
         self.there()?;
         self.events.push(Event::Launch(launch.clone()));
         if let Some(graph) = &mut self.capturing {

@@ -19,7 +19,7 @@ struct Dim3 {
 
 namespace emulator {
 // Bytes of shared memory that a launch may ask for.
-constexpr size_t DYNAMIC = 96 << 10;
+constexpr size_t DYNAMIC = 227 << 10;
 extern Dim3 grid, block, block_index;
 u32 thread();
 // Waits for the threads of the block that have not ended.
@@ -43,6 +43,10 @@ T of_lane(const u8* slots, u32 lane) {
 #define threadIdx (Dim3{emulator::thread(), 0, 0})
 
 inline void __syncthreads() { emulator::block_barrier(); }
+inline void __syncwarp() {
+  const u8 nothing = 0;
+  emulator::meet(&nothing, 1);
+}
 inline void after_those_before() {} // Kernels run one after the other.
 
 template <class T>

@@ -3,8 +3,10 @@
 #include "element.cuh"
 #include "exponential.cuh"
 #include "philox.cuh"
+#include "product.cuh"
 #include "reduce.cuh"
 #include "tensor_core.cuh"
+#include "turn.cuh"
 
 #include <functional>
 #include <utility>
@@ -36,6 +38,11 @@ namespace multiply_own {
 #include "multiply_f32.cu"
 #endif
 } // namespace multiply_own
+#if ELEMENT_BF16
+namespace multiply_stream {
+#include "multiply_few.cu"
+}
+#endif
 namespace norm {
 #include "norm.cu"
 }
@@ -75,12 +82,12 @@ std::function<void()> find(const char* name, void** arguments) {
   IS(embedding, embed);
   IS(strays, find_strays);
 #if ELEMENT_BF16
-  IS(multiply_own, multiply_few);
-  IS(multiply_own, multiply_some);
+  IS(multiply_stream, multiply_few);
+  IS(multiply_stream, multiply_some);
   IS(multiply_own, multiply_more);
   IS(multiply_own, multiply_many);
-  IS(multiply_own, gate_few);
-  IS(multiply_own, gate_some);
+  IS(multiply_stream, gate_few);
+  IS(multiply_stream, gate_some);
   IS(multiply_own, gate_more);
   IS(multiply_own, gate_many);
 #else
