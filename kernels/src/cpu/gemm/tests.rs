@@ -103,6 +103,36 @@ fn bias_and_residual_are_added() {
 }
 
 #[test]
+fn an_element_is_one_chain_over_ascending_inputs() {
+    let (n, k, most) = (40, 333, 30);
+    let (x, bias, old) = (numbers(most * k, 11), numbers(padded(n), 12), numbers(most * padded(n), 13));
+    for (level, bf) in Level::available().into_iter().flat_map(|level| [(level, false), (level, true)]) {
+        let (weights, w) = set(n, k, bf);
+        let packed = Packed::new(level, &weights, "head", [n, k], false).unwrap();
+        let stride = packed.output_stride();
+        let step = |sum: f32, a: f32, b: f32| {
+            if level == Level::PORTABLE { a * b + sum } else { a.mul_add(b, sum) }
+        };
+        let chain = |r: usize, c: usize| (0..k).fold(0.0, |sum, i| step(sum, x[r * k + i], w[c * k + i]));
+        let sums: Vec<f32> = (0..most * n).map(|at| chain(at / n, at % n)).collect();
+        for (rows, mode) in (1..=most).flat_map(|rows| [(rows, Mode::Store), (rows, Mode::Add)]) {
+            let mut y = old[..rows * stride].to_vec();
+            packed.multiply(&x, k, rows, Some(&bias), &mut y, mode);
+            for (r, c) in (0..rows).flat_map(|r| (0..n).map(move |c| (r, c))) {
+                let sum = sums[r * n + c] + bias[c];
+                let wanted = if mode == Mode::Add { old[r * stride + c] + sum } else { sum };
+                let got = y[r * stride + c];
+                assert_eq!(
+                    got.to_bits(),
+                    wanted.to_bits(),
+                    "{level:?} bf16 {bf} {rows} rows {mode:?}: row {r} column {c}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn an_infinite_weight_is_refused_by_name() {
     let (weights, _) = set(4, 4, false);
     let mut tensors: HashMap<String, Vec<f32>> = weights
