@@ -6,6 +6,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <setjmp.h>
@@ -37,6 +38,21 @@ struct Meeting {
   }
 };
 
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes;
+  bool there;
+
+  void make() const {
+    if (there) {
+      memcpy(to, from, bytes);
+    } else {
+      memset(to, 0, bytes);
+    }
+  }
+};
+
 struct Fiber {
   ucontext_t begin;
   jmp_buf place;
@@ -45,6 +61,9 @@ struct Fiber {
   // What it waits for, and the round in which it came there.
   const Meeting* meeting = nullptr;
   u32 round = 0;
+  // Copies under way: those of the group that is open, and groups, the oldest first.
+  std::vector<Copy> open;
+  std::deque<std::vector<Copy>> groups;
   u8 stack[STACK];
 };
 
@@ -53,6 +72,9 @@ std::vector<Meeting> warps;
 Meeting everybody;
 jmp_buf scheduler;
 u32 current;
+// Whether copies of this launch are made late; by a generator of numbers, so that it is no matter of a kernel's turn.
+bool late;
+u32 random_state = 1;
 const std::function<void()>* body;
 
 // Back to the scheduler, until it is this fiber's turn again.
@@ -100,6 +122,28 @@ void turn() {
 
 u32 thread() { return current; }
 
+void copy(void* to, const void* from, size_t bytes, bool there) {
+  const Copy one = {to, from, bytes, there};
+  if (late) {
+    fibers[current]->open.push_back(one);
+  } else {
+    one.make();
+  }
+}
+
+void close_group() {
+  Fiber& fiber = *fibers[current];
+  fiber.groups.push_back(std::move(fiber.open));
+  fiber.open.clear();
+}
+
+void wait_groups(size_t pending) {
+  auto& groups = fibers[current]->groups;
+  for (; groups.size() > pending; groups.pop_front()) {
+    for (const Copy& one : groups.front()) one.make();
+  }
+}
+
 void block_barrier() { wait_for(everybody); }
 
 const u8* meet(const void* from, size_t bytes) {
@@ -115,6 +159,8 @@ void run(Dim3 blocks, Dim3 threads, const std::function<void()>& kernel) {
   grid = blocks;
   block = threads;
   body = &kernel;
+  random_state = random_state * 1664525 + 1013904223;
+  late = random_state >> 31;
   while (fibers.size() < threads.x) fibers.push_back(std::make_unique<Fiber>());
   for (u32 z = 0; z < blocks.z; ++z) {
     for (u32 y = 0; y < blocks.y; ++y) {
@@ -126,6 +172,8 @@ void run(Dim3 blocks, Dim3 threads, const std::function<void()>& kernel) {
         for (u32 t = 0; t < threads.x; ++t) {
           ++warps[t / LANES].live;
           fibers[t]->ended = false;
+          fibers[t]->open.clear();
+          fibers[t]->groups.clear();
         }
         while (everybody.live > 0) {
           bool moved = false;

@@ -29,6 +29,12 @@ void block_barrier();
 constexpr size_t SLOT = 64;
 const u8* meet(const void* from, size_t bytes);
 
+// Copies to shared memory that do not wait: in some launches they are made at once, in the others as late as they may be,
+// when their group is waited for; what nobody waits for is never made.
+void copy(void* to, const void* from, size_t bytes, bool there);
+void close_group();
+void wait_groups(size_t pending);
+
 template <class T>
 T of_lane(const u8* slots, u32 lane) {
   T value;
@@ -139,13 +145,9 @@ inline void load_from(u32 (&to)[4], const Bf16* row, bool transposed) {
 inline void load_matrices(u32 (&to)[4], const Bf16* row) { load_from(to, row, false); }
 inline void load_transposed(u32 (&to)[4], const Bf16* row) { load_from(to, row, true); }
 
-inline void copy_async(Bf16* to, const Bf16* from, bool there) {
-  if (there) {
-    memcpy(to, from, 16);
-  } else {
-    memset(to, 0, 16);
-  }
-}
-inline void commit_copies() {}
+inline void copy_async(Bf16* to, const Bf16* from, bool there) { emulator::copy(to, from, 16, there); }
+inline void commit_copies() { emulator::close_group(); }
 template <int PENDING>
-void wait_copies() {}
+void wait_copies() {
+  emulator::wait_groups(PENDING);
+}
