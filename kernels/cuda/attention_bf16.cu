@@ -13,8 +13,33 @@ constexpr u32 STRIDE = SWIZZLED ? PADDED : PADDED + 8;
 // Where a key's elements from `element` on, a multiple of 8, lie.
 DEVICE u32 place_of(u32 key, u32 element) { return key * STRIDE + (SWIZZLED ? element ^ key % 8 * 8 : element); }
 
+// Where a lane's rows of the matrices of four fragments lie in a chunk; those of later ones are 64 elements on, those of other
+// rows as many rows.
+struct Pieces {
+  u32 at[4];
+
+  DEVICE_MEMBER u32 of(u32 pair, u32 fragment) const { return at[fragment % 4] + fragment / 4 * 64 + pair * 16 * STRIDE; }
+};
+
+DEVICE Pieces pieces_of(u32 key, u32 half) {
+  Pieces pieces;
+  for (u32 f = 0; f < 4; ++f) pieces.at[f] = place_of(key, f * 16 + half * 8);
+  return pieces;
+}
+
+DEVICE Pieces pieces_of_keys() {
+  const u32 lane = threadIdx.x % WARP;
+  return pieces_of(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+}
+
+DEVICE Pieces pieces_of_values() {
+  const u32 lane = threadIdx.x % WARP;
+  return pieces_of(lane / 8 % 2 * 8 + lane % 8, lane / 16);
+}
+
 // Chunks that are under way at once, in prefill for a block, in decode for each warp; launches.rs knows.
 constexpr u32 STAGES = 4, DECODE_STAGES = 3;
+constexpr u32 PREFILL_THREADS = 128;
 
 template <u32 COUNT>
 struct Buffers {
@@ -26,6 +51,7 @@ struct Buffers {
 struct Queries {
   u32 fragments[PADDED / 16][4];
   u32 sees[2]; // positions
+  u32 all_see; // what all queries of the warp that are there see
   bool second; // whether there are any above the first eight
   u32 limit;   // the largest `sees` of the warp
 };
@@ -49,6 +75,7 @@ DEVICE void take_queries(Queries& to, const Attention& what, const Row& row, u32
   const u32 lane = threadIdx.x % WARP;
   const u32 group = what.heads / what.paging.kv_heads;
   to.second = first + QUERIES / 2 < end;
+  to.all_see = row.start + first / group + 1;
   to.limit = first < end ? row.start + (min(first + QUERIES, end) - 1) / group + 1 : 0;
   for (u32 r = 0; r < 2; ++r) {
     const u32 query = first + lane / 4 + r * 8;
@@ -66,50 +93,85 @@ DEVICE void take_queries(Queries& to, const Attention& what, const Row& row, u32
   }
 }
 
-// Where the keys of the lane's position of a chunk begin, in the pool.
-DEVICE u64 page_at(const Attention& what, const Row& row, u32 kv_head, u32 chunk, u32 limit) {
+// Where the keys of the lane's position of a chunk lie; of positions from `limit` on, anywhere.
+DEVICE const Element* page_at(const Attention& what, const Row& row, u32 kv_head, u32 chunk, u32 limit) {
   static_assert(CHUNK == WARP, "a lane finds the page of one position for its warp");
   const u32 own = chunk + threadIdx.x % WARP;
-  return own < limit ? page_of(what, row, 0, kv_head, own) - what.pool : 0;
+  return own < limit ? page_of(what, row, 0, kv_head, own) : what.pool;
 }
 
-// Begins to bring a chunk's keys and values, whose pages the lanes know, by the threads `index` of `size`, whole warps;
-// positions from `limit` on are 0, for nobody may have written them.
-DEVICE void fetch(Bf16* to_keys, Bf16* to_values, const Attention& what, u64 page, u32 chunk, u32 limit, u32 index, u32 size) {
-  constexpr u32 PARTS = PADDED / 8;
-  const u64 to_values_too = (u64)what.paging.kv_heads * what.paging.block_tokens * HEAD_DIM;
-  // All lanes of a warp go round as often.
-  for (u32 i = index; i < CHUNK * PARTS; i += size) {
-    const u32 key = i / PARTS, part = i % PARTS * 8, at = place_of(key, part);
-    const bool there = chunk + key < limit && part < HEAD_DIM;
-    const Element* keys = what.pool + __shfl_sync(WHOLE_WARP, page, key) + (there ? part : 0);
-    const Element* values = keys + (there ? to_values_too : 0);
-    if (HEAD_DIM % 8 == 0) {
-      copy_async(to_keys + at, keys, there);
-      copy_async(to_values + at, values, there);
-    } else {
-      for (u32 e = 0; e < 8; ++e) {
-        const bool inside = there && part + e < HEAD_DIM;
-        to_keys[at + e] = inside ? keys[e] : Bf16{0};
-        to_values[at + e] = inside ? values[e] : Bf16{0};
+// SIZE threads of whole warps, of which this is `index`, bring chunks, eight elements of a key or value at a time.
+template <u32 SIZE>
+struct Bringer {
+  static constexpr u32 PARTS = PADDED / 8, COPIES = CHUNK * PARTS, TURNS = (COPIES + SIZE - 1) / SIZE;
+  // Where a thread has the same part of each key, the places come again every eight keys.
+  static constexpr bool EVEN = SIZE % PARTS == 0;
+  static constexpr u32 STEP = EVEN ? SIZE / PARTS : 1, PLACES = !EVEN || STEP >= 8 ? 1 : 8 / STEP;
+  u32 index, places[PLACES];
+
+  DEVICE_MEMBER explicit Bringer(u32 own) : index(own) {
+#pragma unroll
+    for (u32 p = 0; p < PLACES; ++p) places[p] = place_of(own / PARTS + p * STEP, own % PARTS * 8);
+  }
+
+  // Begins to bring a chunk's keys and values, whose pages the lanes know; positions from `limit` on are 0, for nobody may
+  // have written them. `between` is called after the keys.
+  template <class Between>
+  DEVICE_MEMBER void bring(Bf16* to_keys, Bf16* to_values, const Attention& what, const Element* page, u32 chunk, u32 limit,
+                           Between between) const {
+    const u64 to_values_too = (u64)what.paging.kv_heads * what.paging.block_tokens * HEAD_DIM;
+    const bool whole = chunk + CHUNK <= limit;
+    const Element* from[TURNS] = {};
+#pragma unroll
+    for (u32 turn = 0; turn < TURNS; ++turn) {
+      const u32 i = index + turn * SIZE;
+      if (COPIES % SIZE != 0 && i >= COPIES) continue; // whole warps
+      from[turn] = (const Element*)__shfl_sync(WHOLE_WARP, (u64)page, i / PARTS) + i % PARTS * 8;
+    }
+#pragma unroll
+    for (u32 turn = 0; turn < 2 * TURNS; ++turn) {
+      if (turn == TURNS) between();
+      const bool values = turn >= TURNS;
+      const u32 t = turn % TURNS, i = index + t * SIZE, key = i / PARTS, part = i % PARTS * 8;
+      if (COPIES % SIZE != 0 && i >= COPIES) continue;
+      const bool there = (whole || chunk + key < limit) && (PADDED == HEAD_DIM || part < HEAD_DIM);
+      const Element* elements = from[t] + (values ? to_values_too : 0);
+      const u32 at = EVEN ? places[t % PLACES] + t / PLACES * PLACES * STEP * STRIDE : place_of(key, part);
+      Bf16* to = (values ? to_values : to_keys) + at;
+      if (HEAD_DIM % 8 == 0) {
+        copy_async(to, elements, there);
+      } else {
+        for (u32 e = 0; e < 8; ++e) to[e] = there && part + e < HEAD_DIM ? elements[e] : Bf16{0};
       }
     }
   }
-}
+};
 
-DEVICE void fold_chunk(Fold& fold, const Queries& queries, const Bf16* keys, const Bf16* values, u32 chunk) {
-  const u32 lane = threadIdx.x % WARP;
-  float scores[CHUNK / 8][4] = {};
+// A chunk's scores: a lane has those of its two queries.
+typedef float Scores[CHUNK / 8][4];
+
+DEVICE void score_chunk(Scores& scores, const Queries& queries, const Bf16* keys, const Pieces& pieces) {
+#pragma unroll
+  for (u32 n = 0; n < CHUNK / 8; ++n) {
+    for (u32 i = 0; i < 4; ++i) scores[n][i] = 0.0f;
+  }
 #pragma unroll
   for (u32 f = 0; f < PADDED / 16; ++f) {
 #pragma unroll
     for (u32 pair = 0; pair < CHUNK / 16; ++pair) {
       u32 b[4];
-      load_matrices(b, keys + place_of(pair * 16 + lane / 16 * 8 + lane % 8, f * 16 + lane / 8 % 2 * 8));
+      load_matrices(b, keys + pieces.of(pair, f));
       multiply_add(scores[2 * pair], queries.fragments[f], b[0], b[1]);
       multiply_add(scores[2 * pair + 1], queries.fragments[f], b[2], b[3]);
     }
   }
+}
+
+// Takes a chunk's scores and values into the fold; the scores become weights.
+DEVICE void take_chunk(Fold& fold, Scores& scores, const Queries& queries, const Bf16* values, const Pieces& pieces,
+                       u32 chunk) {
+  const u32 lane = threadIdx.x % WARP;
+  const bool all = chunk + CHUNK <= queries.all_see;
 #pragma unroll
   for (u32 r = 0; r < 2; ++r) {
     // Scores of queries that are not there go on as they are, to sums that go nowhere.
@@ -120,7 +182,7 @@ DEVICE void fold_chunk(Fold& fold, const Queries& queries, const Bf16* keys, con
 #pragma unroll
       for (u32 c = 0; c < 2; ++c) {
         float& score = scores[n][2 * r + c];
-        if (chunk + n * 8 + lane % 4 * 2 + c >= queries.sees[r]) score = MINUS_INFINITY;
+        if (!all && chunk + n * 8 + lane % 4 * 2 + c >= queries.sees[r]) score = MINUS_INFINITY;
         most = fmaxf(most, score);
       }
     }
@@ -157,7 +219,7 @@ DEVICE void fold_chunk(Fold& fold, const Queries& queries, const Bf16* keys, con
 #pragma unroll
     for (u32 f = 0; f < PADDED / 16; ++f) {
       u32 b[4];
-      load_transposed(b, values + place_of(pair * 16 + lane / 8 % 2 * 8 + lane % 8, f * 16 + lane / 16 * 8));
+      load_transposed(b, values + pieces.of(pair, f));
       multiply_add(fold.out[2 * f], weights, b[0], b[1]);
       multiply_add(fold.out[2 * f + 1], weights, b[2], b[3]);
     }
@@ -179,9 +241,11 @@ DEVICE void fold_splits(Fold& fold, const Queries& queries, const Attention& wha
                         Take take) {
   DYNAMIC_SHARED(shared);
   Buffers<STAGES>& buffers = *(Buffers<STAGES>*)shared;
+  const Pieces of_keys = pieces_of_keys(), of_values = pieces_of_values();
+  const Bringer<PREFILL_THREADS> bringer(threadIdx.x);
   const auto bring = [&](u32 stage, u32 chunk) {
-    const u64 page = page_at(what, row, kv_head, chunk, limit);
-    fetch(buffers.keys[stage], buffers.values[stage], what, page, chunk, limit, threadIdx.x, blockDim.x);
+    const Element* page = page_at(what, row, kv_head, chunk, limit);
+    bringer.bring(buffers.keys[stage], buffers.values[stage], what, page, chunk, limit, [] {});
   };
   clear(fold);
   for (u32 stage = 0; stage + 1 < STAGES; ++stage) {
@@ -197,7 +261,11 @@ DEVICE void fold_splits(Fold& fold, const Queries& queries, const Attention& wha
     if (ahead < limit) bring((stage + STAGES - 1) % STAGES, ahead);
     commit_copies();
     // A chunk that no query of the warp sees would change nothing.
-    if (chunk < queries.limit) fold_chunk(fold, queries, buffers.keys[stage], buffers.values[stage], chunk);
+    if (chunk < queries.limit) {
+      Scores scores;
+      score_chunk(scores, queries, buffers.keys[stage], of_keys);
+      take_chunk(fold, scores, queries, buffers.values[stage], of_values, chunk);
+    }
     stage = (stage + 1) % STAGES;
     if ((chunk + CHUNK) % SPLIT != 0 && chunk + CHUNK < limit) continue;
     finish(fold);
@@ -266,13 +334,14 @@ DEVICE void add_up(float* raw, const Turn& turn, const Attention& what, u32 toke
   constexpr u32 EACH = 4; // elements of a thread whose loads are under way together
   for (u32 first = threadIdx.x; first < elements; first += EACH * blockDim.x) {
     u32 column[EACH];
-    float sum[EACH];
+    float sum[EACH], bias[EACH];
 #pragma unroll
     for (u32 j = 0; j < EACH; ++j) {
       const u32 e = min(first + j * blockDim.x, elements - 1), head = e / HEAD_DIM;
       const u32 row = head < group ? kv_head * group + head : what.heads + (head - group) * what.paging.kv_heads + kv_head;
       column[j] = row * HEAD_DIM + e % HEAD_DIM;
       sum[j] = turn.sums[(u64)token * all * HEAD_DIM + column[j]];
+      bias[j] = turn.bias ? to_float(turn.bias[column[j]]) : 0.0f;
     }
 #pragma unroll 4
     for (u32 part = 1; part < turn.parts; ++part) {
@@ -282,7 +351,7 @@ DEVICE void add_up(float* raw, const Turn& turn, const Attention& what, u32 toke
 #pragma unroll
     for (u32 j = 0; j < EACH; ++j) {
       const u32 e = first + j * blockDim.x;
-      if (e < elements) raw[e] = turn.bias ? sum[j] + to_float(turn.bias[column[j]]) : sum[j];
+      if (e < elements) raw[e] = turn.bias ? sum[j] + bias[j] : sum[j];
     }
   }
 }
@@ -316,14 +385,18 @@ KERNEL(256) attend_decode(const u32* count, Attention what, Share* shares, float
   Element* queries_here = (Element*)(total_shares + 2 * heads);         // [head][element]
 
   u32 ahead = (begin + warp) * SPLIT; // the chunk that is brought next
-  u64 page = page_at(what, row, kv_head, ahead, limit);
+  const Element* page = page_at(what, row, kv_head, ahead, limit);
+  const Bringer<WARP> bringer(lane);
+  // Keys and values are waited for apart.
   const auto bring = [&](u32 stage) {
     if (ahead < end * SPLIT && ahead < limit) {
-      fetch(buffers.keys[stage], buffers.values[stage], what, page, ahead, limit, lane, WARP);
+      bringer.bring(buffers.keys[stage], buffers.values[stage], what, page, ahead, limit, [] { commit_copies(); });
       ahead += CHUNK;
       if (ahead % SPLIT == 0) ahead += (warps - 1) * SPLIT;
       // Looked up now, there by the time it is asked for.
       page = page_at(what, row, kv_head, ahead, limit);
+    } else {
+      commit_copies();
     }
     commit_copies();
   };
@@ -357,6 +430,13 @@ KERNEL(256) attend_decode(const u32* count, Attention what, Share* shares, float
   Queries queries;
   take_queries(queries, what, row, first, first + own, [&](u32 query) { return queries_at + (query - first) * HEAD_DIM; });
 
+  // Copies under way when a chunk's keys must be there: its values, and what was brought after them.
+  constexpr int AFTER_KEYS = 2 * (int)DECODE_STAGES - 3;
+  const Pieces of_keys = pieces_of_keys(), of_values = pieces_of_values();
+  Scores scores, next;
+  wait_copies<AFTER_KEYS>();
+  __syncwarp();
+  score_chunk(scores, queries, buffers.keys[0], of_keys);
   u32 stage = 0, round = 0;
   for (u32 base = begin; base < end; base += warps, ++round) {
     const u32 split = base + warp;
@@ -364,12 +444,21 @@ KERNEL(256) attend_decode(const u32* count, Attention what, Share* shares, float
     clear(fold);
     if (split < end) {
       for (u32 chunk = split * SPLIT; chunk < min((split + 1) * SPLIT, limit); chunk += CHUNK) {
-        wait_copies<DECODE_STAGES - 2>();
-        // The chunk is there for all lanes, and all are done with the stage that is filled next.
+        // All lanes are done with the stage that is filled next.
         __syncwarp();
         bring((stage + DECODE_STAGES - 1) % DECODE_STAGES);
-        fold_chunk(fold, queries, buffers.keys[stage], buffers.values[stage], chunk);
-        stage = (stage + 1) % DECODE_STAGES;
+        // The chunk's values are there for all lanes, and the next one's keys: its scores have nothing to do with this one's,
+        // so neither waits for the other's multiplications. After the last chunk they are of what lies there, for nobody.
+        wait_copies<AFTER_KEYS>();
+        __syncwarp();
+        const u32 then = (stage + 1) % DECODE_STAGES;
+        score_chunk(next, queries, buffers.keys[then], of_keys);
+        take_chunk(fold, scores, queries, buffers.values[stage], of_values, chunk);
+#pragma unroll
+        for (u32 n = 0; n < CHUNK / 8; ++n) {
+          for (u32 i = 0; i < 4; ++i) scores[n][i] = next[n][i];
+        }
+        stage = then;
       }
       finish(fold);
     }
