@@ -20,17 +20,7 @@ DEVICE void run(const u32* count, const Operands& of, u32 from, u32 to, u32 part
   const u32 rows = *count, row0 = blockIdx.y * ROWS;
   const bool whole = of.whole();
 
-  if (warp >= workers) {
-    after_those_before();
-    const u32 lines = row0 < rows ? min(rows - row0, ROWS) : 0;
-    fetch(Crew{threadIdx.x - workers * WARP, BRINGERS * WARP}, x, of.x, lines, from, part, of.inputs, whole,
-          [&](u32 line, bool&) { return row0 + line; });
-    commit_copies();
-    wait_copies<0>();
-    __syncthreads();
-    return;
-  }
-
+  const bool brings_x = warp >= workers;
   Bf16* ring = x + ROWS * x_stride + warp * STAGES * 16 * STRIDE;
   const u32 groups = (of.outputs + COLUMNS - 1) / COLUMNS, apart = gridDim.x * workers;
   const u32 own = blockIdx.x + warp * gridDim.x;
@@ -48,9 +38,17 @@ DEVICE void run(const u32* count, const Operands& of, u32 from, u32 to, u32 part
     commit_copies();
   };
   // No kernel before this one writes weights.
-  for (u32 stage = 0; stage + 1 < STAGES; ++stage) bring(stage);
+  for (u32 stage = 0; stage + 1 < STAGES && !brings_x; ++stage) bring(stage);
   after_those_before();
+  if (brings_x) {
+    const u32 lines = row0 < rows ? min(rows - row0, ROWS) : 0;
+    fetch(Crew{threadIdx.x - workers * WARP, BRINGERS * WARP}, x, of.x, lines, from, part, of.inputs, whole,
+          [&](u32 line, bool&) { return row0 + line; });
+    commit_copies();
+    wait_copies<0>();
+  }
   __syncthreads();
+  if (brings_x) return;
 
   u32 stage = 0;
   for (u32 group = own; group < groups; group += apart) {
