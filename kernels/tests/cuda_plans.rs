@@ -158,7 +158,7 @@ fn launches_fit_the_card_that_there_is() {
             }
         }
     }
-    // From one warp of attention to eight, from one that multiplies to twelve.
+    // Attention of one warp and of eight were among them, and products with one warp that multiplies.
     for wanted in [32, 256].map(|t| ("attend_decode", t)).into_iter().chain([("multiply_few", 160)]) {
         assert!(seen.contains(&wanted), "{wanted:?} {seen:?}");
     }

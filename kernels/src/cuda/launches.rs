@@ -249,7 +249,7 @@ impl Surroundings<'_> {
         };
         let busy = (DECODE_WARPS * self.chip.multiprocessors / blocks).clamp(1, DECODE_WARPS);
         let fits = |&warps: &usize| warps <= busy && shared_bytes(warps) <= self.chip.shared_bytes;
-        // With the fewest queries and the widest head one warp fits every card.
+        // With the most queries and the widest head one warp fits every card.
         let warps = (2..=DECODE_WARPS).rev().find(fits).unwrap_or(1);
         let most = self.chip.multiprocessors / blocks;
         let cut = most >= DECODE_BLOCKS && extent.splits > DECODE_ROUNDS * warps;
