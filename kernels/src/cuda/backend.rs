@@ -245,7 +245,14 @@ impl<D: Driver> CudaBackend<D> {
             let data: Vec<u32> = [wave.len() as u32, 0].into_iter().chain(pairs).collect();
             self.driver.upload(self.workspace.copies, bytemuck::cast_slice(&data))?;
             for pool in &self.pools {
-                let launch = copy_blocks(self.workspace.copies, wave.len(), pool.address, pool.block_bytes);
+                let layers = pool.geometry.layers;
+                let launch = copy_blocks(
+                    self.workspace.copies,
+                    wave.len(),
+                    pool.address,
+                    (self.reserved.blocks, layers),
+                    pool.block_bytes / layers as u64,
+                );
                 self.driver.launch(kernels, &launch)?;
             }
         }
@@ -296,7 +303,7 @@ impl<D: Driver> CudaBackend<D> {
             model: &model.addresses,
             activations: &self.workspace.activations,
             pool,
-            block_tokens,
+            blocks: self.reserved,
             step: self.workspace.step,
             layout,
             bf16: model.element == Dtype::Bf16,
@@ -367,10 +374,7 @@ impl<D: Driver> Backend for CudaBackend<D> {
         let element = element_of(&weights)?;
         let kernels = self.driver.kernels(element, weights.shape().head_dim)?;
         self.driver.join()?;
-        let flags = self.driver.allocate(4 * weights.shape().tensors().len() as u64)?;
-        let finite = check_finite(&mut self.driver, kernels, &weights, flags);
-        self.driver.free(flags);
-        finite?;
+        check_finite(&mut self.driver, kernels, &weights)?;
         let report =
             |packed_bytes: u64| InstallReport { packed_bytes, pack_seconds: start.elapsed().as_secs_f64() };
         if let Some(model) = self.models.get_mut(&set).filter(|m| m.fits(&weights)) {

@@ -4,6 +4,7 @@ use super::buckets::SPLIT_TOKENS;
 use super::driver::{Address, Argument, Chip, Launch};
 use super::products::{NOTHING, Product, Sums};
 use super::step::{Count, Layout};
+use crate::plan::Reserved;
 use crate::shape::ModelShape;
 
 /// Chunks of keys and values that attention in bf16 has under way, in prefill for a block, in decode for each warp.
@@ -102,8 +103,8 @@ pub struct Surroundings<'a> {
     pub activations: &'a Activations,
     /// The pool of keys and values.
     pub pool: Address,
-    /// Positions of a block.
-    pub block_tokens: u32,
+    /// Its blocks and their positions.
+    pub(super) blocks: Reserved,
     /// Where the step's data lies.
     pub step: Address,
     /// Its layout.
@@ -164,8 +165,8 @@ impl Surroundings<'_> {
     /// `Paging` of `paging.cuh`, then the two words after it where there are any.
     fn paging(&self, more: [u32; 2]) -> [u64; 3] {
         let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
-        let (layers, kv_heads) = (self.shape.layers as u32, self.shape.kv_heads as u32);
-        [pair(layers, kv_heads), pair(self.block_tokens, more[0]), u64::from(more[1])]
+        let Reserved { blocks, block_tokens } = self.blocks;
+        [pair(blocks, self.shape.kv_heads as u32), pair(block_tokens, more[0]), u64::from(more[1])]
     }
 
     /// `Attention` of `attention.cuh`.
@@ -369,17 +370,25 @@ impl Surroundings<'_> {
     }
 }
 
-/// Copies of whole blocks inside a pool: `data` has the count, and two words on the pairs.
-pub fn copy_blocks(data: Address, copies: usize, pool: Address, block_bytes: u64) -> Launch {
+/// Copies of whole blocks inside a pool of `blocks` blocks, whose share of each of the `layers` layers is `block_bytes`:
+/// `data` has the count, and two words on the pairs.
+pub fn copy_blocks(
+    data: Address,
+    copies: usize,
+    pool: Address,
+    (blocks, layers): (u32, usize),
+    block_bytes: u64,
+) -> Launch {
     let words = block_bytes / 4;
-    let arguments = Arguments(Vec::new()).add(data).add(data + 8).add(pool).add(words);
-    launch("copy_blocks", [words.div_ceil(256).min(MOST_BLOCKS) as usize, copies, 1], 256, arguments)
+    let arguments =
+        Arguments(Vec::new()).add(data).add(data + 8).add(pool).add(words).add(u64::from(blocks) * words);
+    let across = words.div_ceil(256).min(MOST_BLOCKS) as usize;
+    launch("copy_blocks", [across, copies, layers], 256, arguments)
 }
 
-/// Looks for elements of a tensor that are not finite.
-pub fn find_strays(elements: Address, count: u64, stray: Address) -> Launch {
-    let arguments = Arguments(Vec::new()).add(elements).add(count).add(stray);
-    launch("find_strays", [count.div_ceil(256).min(MOST_BLOCKS) as usize, 1, 1], 256, arguments)
+/// Looks for elements that are not finite in `count` pieces of tensors, whose records lie at `pieces`.
+pub fn find_strays(pieces: Address, count: usize, strays: Address) -> Launch {
+    launch("find_strays", [count, 1, 1], 256, Arguments(Vec::new()).add(pieces).add(strays))
 }
 
 /// Splits of a sequence of this many positions.

@@ -21,7 +21,7 @@ pub(super) fn aligned(bytes: u64) -> u64 {
 /// Sizes that two models must share to share blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Geometry {
-    layers: usize,
+    pub(super) layers: usize,
     kv_heads: usize,
     head_dim: usize,
     element: Dtype,
@@ -83,7 +83,42 @@ fn bytes<'a>(weights: &'a WeightSet, name: &str) -> Option<&'a [u8]> {
     f32.or_else(|| weights.bf16(name).map(bytemuck::cast_slice))
 }
 
-/// Looks for an element that is not finite: here, or on the card, where `flags` has room for a word a tensor.
+/// Elements of a tensor that one block looks at.
+const PIECE: usize = 1 << 18;
+
+/// Which tensors that lie on the card have an element that is not finite.
+fn strays_on_card(
+    driver: &mut dyn Driver,
+    kernels: KernelsId,
+    weights: &WeightSet,
+) -> Result<Vec<bool>, KernelError> {
+    let tensors = weights.shape().tensors();
+    // Address and, in a word, how many elements and of which tensor.
+    let mut pieces: Vec<u64> = Vec::new();
+    for (tensor, (name, dims)) in tensors.iter().enumerate() {
+        let place = weights.on_card(name).unwrap_or(0);
+        let bytes = weights.dtype(name).map_or(0, element_bytes);
+        let count = dims.iter().product::<usize>();
+        for first in (0..count).step_by(PIECE) {
+            pieces.push(place + first as u64 * bytes);
+            pieces.push((count - first).min(PIECE) as u64 | (tensor as u64) << 32);
+        }
+    }
+    let (records, flags) = (8 * pieces.len() as u64, 4 * tensors.len());
+    let memory = driver.allocate(records + flags as u64)?;
+    let mut look = || {
+        driver.upload(memory, bytemuck::cast_slice(&pieces))?;
+        driver.upload(memory + records, &vec![0; flags])?;
+        driver.launch(kernels, &find_strays(memory, pieces.len() / 2, memory + records))?;
+        let pending = driver.download(memory + records, flags as u64)?;
+        driver.wait(pending)
+    };
+    let found = look();
+    driver.free(memory);
+    Ok(found?.chunks_exact(4).map(|word| word.iter().any(|&byte| byte != 0)).collect())
+}
+
+/// Looks for an element that is not finite, where the weights lie.
 ///
 /// # Errors
 /// [`KernelError::Weights`] naming the tensor; what the driver refuses.
@@ -91,26 +126,17 @@ pub(super) fn check_finite(
     driver: &mut dyn Driver,
     kernels: KernelsId,
     weights: &WeightSet,
-    flags: Address,
 ) -> Result<(), KernelError> {
     let tensors = weights.shape().tensors();
-    let mut strays = vec![false; tensors.len()];
-    if weights.on_card("embed").is_some() {
-        driver.upload(flags, &vec![0; 4 * tensors.len()])?;
-        for (i, (name, dims)) in tensors.iter().enumerate() {
-            let place = weights.on_card(name).unwrap_or(0);
-            let count = dims.iter().product::<usize>() as u64;
-            driver.launch(kernels, &find_strays(place, count, flags + 4 * i as u64))?;
-        }
-        let pending = driver.download(flags, 4 * tensors.len() as u64)?;
-        let found = driver.wait(pending)?;
-        strays = found.chunks_exact(4).map(|word| word.iter().any(|&byte| byte != 0)).collect();
+    let strays = if weights.on_card("embed").is_some() {
+        strays_on_card(driver, kernels, weights)?
     } else {
-        for (stray, (name, _)) in strays.iter_mut().zip(&tensors) {
-            *stray = weights.f32(name).is_some_and(|all| !all.iter().all(|x| x.is_finite()))
-                || weights.bf16(name).is_some_and(|all| !all.iter().all(|x| x.is_finite()));
-        }
-    }
+        let stray = |name: &str| {
+            weights.f32(name).is_some_and(|all| !all.iter().all(|x| x.is_finite()))
+                || weights.bf16(name).is_some_and(|all| !all.iter().all(|x| x.is_finite()))
+        };
+        tensors.iter().map(|(name, _)| stray(name)).collect()
+    };
     match strays.iter().position(|&stray| stray).and_then(|i| tensors.get(i)) {
         Some((name, _)) => {
             Err(KernelError::Weights(format!("tensor `{name}` has an element that is not finite")))
