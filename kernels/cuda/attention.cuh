@@ -19,7 +19,7 @@ constexpr u32 PREFILL_QUERIES = 64; // queries of a prefill block
 
 struct Attention {
   const Element* queries; // [token][head][element], rotated and scaled
-  const Element* pool;
+  const Stored* pool;
   const Row* rows;
   const u32* tables;
   Paging paging;
@@ -60,7 +60,7 @@ DEVICE u64 query_at(const Attention& what, const Row& row, u32 kv_head, u32 quer
 }
 
 // Element 0 of a position's keys (`which` 0) or values (1).
-DEVICE const Element* page_of(const Attention& what, const Row& row, u32 which, u32 kv_head, u32 position) {
+DEVICE const Stored* page_of(const Attention& what, const Row& row, u32 which, u32 kv_head, u32 position) {
   const u32 block_tokens = what.paging.block_tokens;
   const u32 block = what.tables[row.table + position / block_tokens];
   return what.pool + paged(what.paging, what.layer, which, kv_head, block, position % block_tokens);

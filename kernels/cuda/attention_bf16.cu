@@ -1,51 +1,10 @@
 // Grouped-query attention on tensor cores: scores and weighted sums by mma, the softmax between them in registers.
-#include "attention.cuh"
-#include "tensor_core.cuh"
+#include "chunks.cuh"
 #include "turn.cuh"
-
-// A head padded to whole fragments. The eight rows of a matrix lie in different banks of shared memory: eight elements of a
-// row trade places with others by the row's number where there are 64 or a multiple, else rows are an odd number of 16 bytes
-// apart.
-constexpr u32 PADDED = (HEAD_DIM + 15) / 16 * 16;
-constexpr bool SWIZZLED = PADDED % 64 == 0;
-constexpr u32 STRIDE = SWIZZLED ? PADDED : PADDED + 8;
-
-// Where a key's elements from `element` on, a multiple of 8, lie.
-DEVICE u32 place_of(u32 key, u32 element) { return key * STRIDE + (SWIZZLED ? element ^ key % 8 * 8 : element); }
-
-// Where a lane's rows of the matrices of four fragments lie in a chunk; those of later ones are 64 elements on, those of other
-// rows as many rows.
-struct Pieces {
-  u32 at[4];
-
-  DEVICE_MEMBER u32 of(u32 pair, u32 fragment) const { return at[fragment % 4] + fragment / 4 * 64 + pair * 16 * STRIDE; }
-};
-
-DEVICE Pieces pieces_of(u32 key, u32 half) {
-  Pieces pieces;
-  for (u32 f = 0; f < 4; ++f) pieces.at[f] = place_of(key, f * 16 + half * 8);
-  return pieces;
-}
-
-DEVICE Pieces pieces_of_keys() {
-  const u32 lane = threadIdx.x % WARP;
-  return pieces_of(lane / 16 * 8 + lane % 8, lane / 8 % 2);
-}
-
-DEVICE Pieces pieces_of_values() {
-  const u32 lane = threadIdx.x % WARP;
-  return pieces_of(lane / 8 % 2 * 8 + lane % 8, lane / 16);
-}
 
 // Chunks that are under way at once, in prefill for a block, in decode for each warp; launches.rs knows.
 constexpr u32 STAGES = 4, DECODE_STAGES = 3;
 constexpr u32 PREFILL_THREADS = 128;
-
-template <u32 COUNT>
-struct Buffers {
-  Bf16 keys[COUNT][CHUNK * STRIDE];
-  Bf16 values[COUNT][CHUNK * STRIDE];
-};
 
 // 16 queries of a warp; a lane has the queries lane / 4 and that plus 8.
 struct Queries {
@@ -92,60 +51,6 @@ DEVICE void take_queries(Queries& to, const Attention& what, const Row& row, u32
     }
   }
 }
-
-// Where the keys of the lane's position of a chunk lie; of positions from `limit` on, anywhere.
-DEVICE const Element* page_at(const Attention& what, const Row& row, u32 kv_head, u32 chunk, u32 limit) {
-  static_assert(CHUNK == WARP, "a lane finds the page of one position for its warp");
-  const u32 own = chunk + threadIdx.x % WARP;
-  return own < limit ? page_of(what, row, 0, kv_head, own) : what.pool;
-}
-
-// SIZE threads of whole warps, of which this is `index`, bring chunks, eight elements of a key or value at a time.
-template <u32 SIZE>
-struct Bringer {
-  static constexpr u32 PARTS = PADDED / 8, COPIES = CHUNK * PARTS, TURNS = (COPIES + SIZE - 1) / SIZE;
-  // Where a thread has the same part of each key, the places come again every eight keys.
-  static constexpr bool EVEN = SIZE % PARTS == 0;
-  static constexpr u32 STEP = EVEN ? SIZE / PARTS : 1, PLACES = !EVEN || STEP >= 8 ? 1 : 8 / STEP;
-  u32 index, places[PLACES];
-
-  DEVICE_MEMBER explicit Bringer(u32 own) : index(own) {
-#pragma unroll
-    for (u32 p = 0; p < PLACES; ++p) places[p] = place_of(own / PARTS + p * STEP, own % PARTS * 8);
-  }
-
-  // Begins to bring a chunk's keys and values, whose pages the lanes know; positions from `limit` on are 0, for nobody may
-  // have written them. `between` is called after the keys.
-  template <class Between>
-  DEVICE_MEMBER void bring(Bf16* to_keys, Bf16* to_values, const Attention& what, const Element* page, u32 chunk, u32 limit,
-                           Between between) const {
-    const u64 to_values_too = (u64)what.paging.kv_heads * what.paging.block_tokens * HEAD_DIM;
-    const bool whole = chunk + CHUNK <= limit;
-    const Element* from[TURNS] = {};
-#pragma unroll
-    for (u32 turn = 0; turn < TURNS; ++turn) {
-      const u32 i = index + turn * SIZE;
-      if (COPIES % SIZE != 0 && i >= COPIES) continue; // whole warps
-      from[turn] = (const Element*)__shfl_sync(WHOLE_WARP, (u64)page, i / PARTS) + i % PARTS * 8;
-    }
-#pragma unroll
-    for (u32 turn = 0; turn < 2 * TURNS; ++turn) {
-      if (turn == TURNS) between();
-      const bool values = turn >= TURNS;
-      const u32 t = turn % TURNS, i = index + t * SIZE, key = i / PARTS, part = i % PARTS * 8;
-      if (COPIES % SIZE != 0 && i >= COPIES) continue;
-      const bool there = (whole || chunk + key < limit) && (PADDED == HEAD_DIM || part < HEAD_DIM);
-      const Element* elements = from[t] + (values ? to_values_too : 0);
-      const u32 at = EVEN ? places[t % PLACES] + t / PLACES * PLACES * STEP * STRIDE : place_of(key, part);
-      Bf16* to = (values ? to_values : to_keys) + at;
-      if (HEAD_DIM % 8 == 0) {
-        copy_async(to, elements, there);
-      } else {
-        for (u32 e = 0; e < 8; ++e) to[e] = there && part + e < HEAD_DIM ? elements[e] : Bf16{0};
-      }
-    }
-  }
-};
 
 // A chunk's scores: a lane has those of its two queries.
 typedef float Scores[CHUNK / 8][4];
@@ -240,12 +145,11 @@ template <class Take>
 DEVICE void fold_splits(Fold& fold, const Queries& queries, const Attention& what, const Row& row, u32 kv_head, u32 limit,
                         Take take) {
   DYNAMIC_SHARED(shared);
-  Buffers<STAGES>& buffers = *(Buffers<STAGES>*)shared;
+  Ring<STAGES>& ring = *(Ring<STAGES>*)shared;
   const Pieces of_keys = pieces_of_keys(), of_values = pieces_of_values();
   const Bringer<PREFILL_THREADS> bringer(threadIdx.x);
   const auto bring = [&](u32 stage, u32 chunk) {
-    const Element* page = page_at(what, row, kv_head, chunk, limit);
-    bringer.bring(buffers.keys[stage], buffers.values[stage], what, page, chunk, limit, [] {});
+    bringer.bring(ring, stage, what, page_at(what, row, kv_head, chunk, limit), chunk, limit, [] {});
   };
   clear(fold);
   for (u32 stage = 0; stage + 1 < STAGES; ++stage) {
@@ -260,11 +164,13 @@ DEVICE void fold_splits(Fold& fold, const Queries& queries, const Attention& wha
     const u32 ahead = chunk + (STAGES - 1) * CHUNK;
     if (ahead < limit) bring((stage + STAGES - 1) % STAGES, ahead);
     commit_copies();
+    const Bf16 *keys = bringer.matrices(ring, stage, 0), *values = bringer.matrices(ring, stage, 1);
+    if (KV_FP8) __syncthreads();
     // A chunk that no query of the warp sees would change nothing.
     if (chunk < queries.limit) {
       Scores scores;
-      score_chunk(scores, queries, buffers.keys[stage], of_keys);
-      take_chunk(fold, scores, queries, buffers.values[stage], of_values, chunk);
+      score_chunk(scores, queries, keys, of_keys);
+      take_chunk(fold, scores, queries, values, of_values, chunk);
     }
     stage = (stage + 1) % STAGES;
     if ((chunk + CHUNK) % SPLIT != 0 && chunk + CHUNK < limit) continue;
@@ -362,7 +268,7 @@ DEVICE void add_up(float* raw, const Turn& turn, const Attention& what, u32 toke
 KERNEL(256) attend_decode(const u32* count, Attention what, Share* shares, float* partial, Element* out, u32 each, u32 splits,
                           const Token* tokens, const float* sums, u32 parts, u64 apart, const Element* bias,
                           const Element* q_norm, const Element* k_norm, float epsilon, const float* angles, float scale,
-                          Element* pool) {
+                          Stored* pool) {
   const bool there = blockIdx.x < *count;
   const Row row = what.rows[there ? blockIdx.x : 0];
   const u32 limit = row.start + 1, all = row.start / SPLIT + 1;
@@ -377,20 +283,21 @@ KERNEL(256) attend_decode(const u32* count, Attention what, Share* shares, float
   const u32 first = blockIdx.y / what.paging.kv_heads * QUERIES, own = min(heads, group - first);
 
   DYNAMIC_SHARED(of_warps);
-  Buffers<DECODE_STAGES>& buffers = ((Buffers<DECODE_STAGES>*)of_warps)[warp];
-  float* folds = (float*)((Buffers<DECODE_STAGES>*)of_warps + warps);      // [warp][head][element]; before: what `add_up` gives
+  Ring<DECODE_STAGES>* rings = (Ring<DECODE_STAGES>*)of_warps;
+  Ring<DECODE_STAGES>& ring = rings[warp];
+  float* folds = (float*)(rings + warps);                             // [warp][head][element]; before: what `add_up` gives
   float* totals = folds + max(warps * heads, heads + 2) * HEAD_DIM;     // [head][element]
   Share* fold_shares = (Share*)(totals + heads * HEAD_DIM);             // [warp][head]
   Share* total_shares = fold_shares + warps * heads;                    // [round % 2][head]
   Element* queries_here = (Element*)(total_shares + 2 * heads);         // [head][element]
 
   u32 ahead = (begin + warp) * SPLIT; // the chunk that is brought next
-  const Element* page = page_at(what, row, kv_head, ahead, limit);
+  const Stored* page = page_at(what, row, kv_head, ahead, limit);
   const Bringer<WARP> bringer(lane);
   // Keys and values are waited for apart.
   const auto bring = [&](u32 stage) {
     if (ahead < end * SPLIT && ahead < limit) {
-      bringer.bring(buffers.keys[stage], buffers.values[stage], what, page, ahead, limit, [] { commit_copies(); });
+      bringer.bring(ring, stage, what, page, ahead, limit, [] { commit_copies(); });
       ahead += CHUNK;
       if (ahead % SPLIT == 0) ahead += (warps - 1) * SPLIT;
       // Looked up now, there by the time it is asked for.
@@ -436,7 +343,9 @@ KERNEL(256) attend_decode(const u32* count, Attention what, Share* shares, float
   Scores scores, next;
   wait_copies<AFTER_KEYS>();
   __syncwarp();
-  score_chunk(scores, queries, buffers.keys[0], of_keys);
+  const Bf16* keys = bringer.matrices(ring, 0, 0);
+  if (KV_FP8) __syncwarp();
+  score_chunk(scores, queries, keys, of_keys);
   u32 stage = 0, round = 0;
   for (u32 base = begin; base < end; base += warps, ++round) {
     const u32 split = base + warp;
@@ -452,8 +361,11 @@ KERNEL(256) attend_decode(const u32* count, Attention what, Share* shares, float
         wait_copies<AFTER_KEYS>();
         __syncwarp();
         const u32 then = (stage + 1) % DECODE_STAGES;
-        score_chunk(next, queries, buffers.keys[then], of_keys);
-        take_chunk(fold, scores, queries, buffers.values[stage], of_values, chunk);
+        keys = bringer.matrices(ring, then, 0);
+        const Bf16* values = bringer.matrices(ring, stage, 1);
+        if (KV_FP8) __syncwarp();
+        score_chunk(next, queries, keys, of_keys);
+        take_chunk(fold, scores, queries, values, of_values, chunk);
 #pragma unroll
         for (u32 n = 0; n < CHUNK / 8; ++n) {
           for (u32 i = 0; i < 4; ++i) scores[n][i] = next[n][i];

@@ -13,8 +13,19 @@ DEVICE u16 bf16_bits(float x) {
   return (u16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
+// To the nearest, ties to even, and no further than 448; NaN too becomes 448, for it shows in what it came from.
+DEVICE u8 fp8_bits(float x) {
+  const u32 sign = __float_as_uint(x) >> 24 & 0x80u;
+  const float size = fminf(fabsf(x), 448.0f);
+  // Below 2^-6 numbers are multiples of 2^-9. Above, the exponent loses 120 of its bias, and 20 bits go.
+  if (size < 0.015625f) return (u8)(sign | (u32)rintf(size * 512.0f));
+  const u32 bits = __float_as_uint(size);
+  return (u8)(sign | (((bits + 0x7ffffu + (bits >> 20 & 1u)) >> 20) - (120u << 3)));
+}
+
 DEVICE void store(float* to, float x) { *to = x; }
 DEVICE void store(Bf16* to, float x) { to->bits = bf16_bits(x); }
+DEVICE void store(Fp8* to, float x) { to->bits = fp8_bits(x); }
 
 // Two elements in a register, the first in the lower half.
 DEVICE u32 pack_bf16(float first, float second) {

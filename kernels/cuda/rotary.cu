@@ -5,7 +5,7 @@
 
 KERNEL(128) turn_heads(const u32* count, const Token* tokens, const float* sums, u32 parts, u64 apart,
                        const Element* bias, const Element* q_norm, const Element* k_norm, float epsilon,
-                       const float* angles, float scale, Element* queries, Element* pool, Paging paging, u32 layer,
+                       const float* angles, float scale, Element* queries, Stored* pool, Paging paging, u32 layer,
                        u32 heads) {
   const u32 token = blockIdx.x, all = heads + 2 * paging.kv_heads;
   const u32 head = blockIdx.y * (blockDim.x / WARP) + threadIdx.x / WARP;
@@ -26,6 +26,9 @@ KERNEL(128) turn_heads(const u32* count, const Token* tokens, const float* sums,
   if (!is_v && norm) norm_head(of, norm, epsilon);
   if (!is_v) turn_head(of, by, is_q ? scale : 1.0f);
   const u32 kv_head = (head - heads) % paging.kv_heads;
-  store_head(is_q ? queries + ((u64)token * heads + head) * HEAD_DIM
-                  : pool + paged(paging, layer, is_v ? 1 : 0, kv_head, place.block, place.slot), of);
+  if (is_q) {
+    store_head(queries + ((u64)token * heads + head) * HEAD_DIM, of);
+  } else {
+    store_head(pool + paged(paging, layer, is_v ? 1 : 0, kv_head, place.block, place.slot), of);
+  }
 }

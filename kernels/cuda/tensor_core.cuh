@@ -1,4 +1,4 @@
-// The three instructions around the tensor cores that sm_80 and sm_90a share.
+// Instructions around the tensor cores that sm_80 and sm_90a share.
 #pragma once
 
 #include "device.cuh"
@@ -29,8 +29,15 @@ DEVICE void load_transposed(u32 (&to)[4], const Bf16* row) {
                : "memory");
 }
 
+// Products of the lower and of the upper halves of two words, in bf16.
+DEVICE u32 multiply_pairs(u32 a, u32 b) {
+  u32 d;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(0x80008000u));
+  return d;
+}
+
 // Begins to copy 16 bytes to shared memory; `there` false gives zeros, and `from` is not read.
-DEVICE void copy_async(Bf16* to, const Bf16* from, bool there) {
+DEVICE void copy_async(void* to, const void* from, bool there) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                :
                : "r"((u32)__cvta_generic_to_shared(to)), "l"(from), "r"(there ? 16u : 0u)

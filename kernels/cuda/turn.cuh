@@ -71,7 +71,8 @@ DEVICE void turn_head(Head& head, const Angles& by, float factor) {
   }
 }
 
-DEVICE void store_head(Element* to, const Head& head) {
+template <class Type>
+DEVICE void store_head(Type* to, const Head& head) {
 #pragma unroll
   for (u32 j = 0; j < PAIRS; ++j) {
     const u32 i = threadIdx.x % WARP + j * WARP;

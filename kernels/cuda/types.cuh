@@ -10,11 +10,23 @@ struct Bf16 {
   u16 bits;
 };
 
-// Weights, activations between products, keys and values. Sums and the residual stream are float in both cases.
+// Four bits of exponent, three of mantissa (E4M3): up to 448, no infinities.
+struct Fp8 {
+  u8 bits;
+};
+
+// Weights and activations between products. Sums and the residual stream are float in both cases.
 #if ELEMENT_BF16
 typedef Bf16 Element;
 #else
 typedef float Element;
+#endif
+
+// Keys and values in the pool.
+#if KV_FP8
+typedef Fp8 Stored;
+#else
+typedef Element Stored;
 #endif
 
 // One input token.

@@ -9,8 +9,9 @@ use std::process::ExitCode;
 
 use parl_kernels::KernelError;
 use parl_kernels::cuda::compile::{Compiler, Target};
+use parl_kernels::cuda::driver::Types;
 use parl_kernels::cuda::resources::Resources;
-use parl_kernels::cuda::sources::sources;
+use parl_kernels::cuda::sources::{Source, sources};
 use parl_kernels::weights::Dtype;
 
 const BOUNDS: &str = include_str!("../cuda/resources.json");
@@ -24,10 +25,16 @@ type Report = BTreeMap<String, Resources>;
 fn compile_all(compiler: Compiler) -> Result<(Report, Vec<String>), KernelError> {
     let (mut report, mut warnings) = (Report::new(), Vec::new());
     for architecture in ["sm_80", "sm_90a"] {
-        for (element, name) in [(Dtype::F32, "f32"), (Dtype::Bf16, "bf16")] {
+        for (types, name) in [
+            (Types::plain(Dtype::F32), "f32"),
+            (Types::plain(Dtype::Bf16), "bf16"),
+            (Types { element: Dtype::Bf16, kv_fp8: true }, "bf16-fp8"),
+        ] {
             for head_dim in HEAD_DIMS {
-                let target = Target { architecture: architecture.to_owned(), element, head_dim };
-                for source in sources(element) {
+                let target = Target { architecture: architecture.to_owned(), types, head_dim };
+                // Most kernels do not look at keys and values.
+                let of_interest = |source: &Source| !types.kv_fp8 || source.text.contains("Stored");
+                for source in sources(types.element).filter(of_interest) {
                     let place = if source.text.contains("HEAD_DIM") {
                         format!("{architecture}/{name}/{head_dim}")
                     } else if head_dim == HEAD_DIMS[0] {

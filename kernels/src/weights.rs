@@ -10,7 +10,7 @@ use crate::KernelError;
 use crate::shape::ModelShape;
 
 /// Element type of a weight.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dtype {
     /// IEEE single precision.
     F32,

@@ -14,7 +14,7 @@ use fixture::{BLOCK_TOKENS, SET, base, draw, plan, row, tensors};
 use parl_kernels::KernelError;
 use parl_kernels::backend::{Backend, Plan, PlanGroup, PlanRow, Sampling, SetId};
 use parl_kernels::cuda::CudaBackend;
-use parl_kernels::cuda::driver::{Chip, Launch};
+use parl_kernels::cuda::driver::{Chip, Launch, Types};
 use parl_kernels::cuda::memory::MemoryPlan;
 use parl_kernels::cuda::step::Limits;
 use parl_kernels::shape::ModelShape;
@@ -394,7 +394,7 @@ fn lines_add_up_and_what_does_not_fit_is_refused_with_them() {
     plan.optimizer(&base(), 12);
     plan.learner(&base(), Dtype::Bf16, 1000);
     plan.steps(&base(), Dtype::Bf16, Limits { tokens: 128, rows: 8 }, 16, false);
-    plan.keys_values(&base(), Dtype::Bf16, 1000, 16);
+    plan.keys_values(&base(), Types::plain(Dtype::Bf16), 1000, 16);
     // 3 layers × (64 + 64·128 + 128 + 64·64 + 64 + 192·64 + 64·96) + 100·64 + 64.
     let parameters = 3 * (64 + 64 * 128 + 128 + 64 * 64 + 64 + 192 * 64 + 64 * 96) + 100 * 64 + 64;
     assert_eq!(plan.lines[0].bytes, 2 * parameters);
@@ -419,7 +419,7 @@ fn models_of_one_geometry_share_blocks_and_the_widest_step_counts() {
     let limits = Limits { tokens: 128, rows: 8 };
     let of = |shapes: &[&ModelShape]| {
         let mut plan = MemoryPlan::default();
-        plan.engine(shapes, Dtype::Bf16, limits, (100, 16), false);
+        plan.engine(shapes, Types::plain(Dtype::Bf16), limits, (100, 16), false);
         plan
     };
     let (small, wide) = (base(), ModelShape { hidden: 128, ffn: 384, vocab: 50, ..base() });

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use super::buckets::{Bucket, bucket};
-use super::driver::{Address, Driver, Launch, Pending};
+use super::driver::{Address, Driver, Launch, Pending, Types};
 use super::launches::{Activations, Extent, MOST_ACROSS, SURVEYED, Surroundings, copy_blocks, splits};
-use super::memory::{MemoryPlan, block_bytes, element_bytes, step_room};
-use super::model::{Geometry, Model, aligned, check_finite, element_of};
+use super::memory::{MemoryPlan, block_bytes, step_room};
+use super::model::{Geometry, Model, aligned, check_finite, types_of};
 use super::products::sums_room;
 use super::step::{Layout, Limits, Outputs, Room, Step, copy_waves, cut, room, words};
 use crate::KernelError;
@@ -56,6 +56,7 @@ struct Open {
 pub struct CudaBackend<D: Driver> {
     driver: D,
     limits: Limits,
+    kv_fp8: bool,
     models: HashMap<SetId, Model>,
     pools: Vec<Pool>,
     workspace: Workspace,
@@ -74,8 +75,8 @@ impl<D: Driver> std::fmt::Debug for CudaBackend<D> {
 impl Workspace {
     /// Bytes of each part for models of one shape.
     fn parts(model: &Model, limits: Limits, block_tokens: usize, library: bool) -> [u64; PARTS] {
-        let (shape, bf16) = (&model.shape, model.element == Dtype::Bf16);
-        let (tokens, rows, each) = (limits.tokens as u64, limits.rows as u64, element_bytes(model.element));
+        let (shape, bf16) = (&model.shape, model.types.element == Dtype::Bf16);
+        let (tokens, rows, each) = (limits.tokens as u64, limits.rows as u64, model.types.element_bytes());
         let (hidden, inner) = (shape.hidden as u64, (shape.heads * shape.head_dim) as u64);
         let states = rows * (shape.heads * splits(shape.max_positions).next_power_of_two()) as u64;
         [
@@ -162,6 +163,7 @@ impl<D: Driver> CudaBackend<D> {
         Ok(Self {
             driver,
             limits,
+            kv_fp8: false,
             models: HashMap::new(),
             pools: Vec::new(),
             workspace: Workspace::default(),
@@ -172,38 +174,43 @@ impl<D: Driver> CudaBackend<D> {
         })
     }
 
+    /// Keeps keys and values in fp8, half of bf16's bytes; to be called before the first install.
+    pub fn keep_fp8(&mut self) {
+        self.kv_fp8 = true;
+    }
+
     /// The driver, for a test to look at.
     pub fn driver(&mut self) -> &mut D {
         &mut self.driver
     }
 
     /// What memory a set of weights needs, and steps with them.
-    fn plan_memory(&self, weights: &WeightSet, element: Dtype) -> MemoryPlan {
+    fn plan_memory(&self, weights: &WeightSet, types: Types) -> MemoryPlan {
         let Reserved { blocks, block_tokens } = self.reserved;
         let shape = weights.shape();
         let mut plan = MemoryPlan::default();
         if weights.on_card("embed").is_none() {
-            plan.weights("the set", shape, element);
+            plan.weights("the set", shape, types.element);
         }
         let library = self.driver.has_library();
-        plan.steps(shape, element, self.limits, block_tokens as usize, library);
-        if !self.pools.iter().any(|p| p.geometry == Geometry::of(shape, element)) {
-            plan.keys_values(shape, element, blocks, block_tokens);
+        plan.steps(shape, types.element, self.limits, block_tokens as usize, library);
+        if !self.pools.iter().any(|p| p.geometry == Geometry::of(shape, types)) {
+            plan.keys_values(shape, types, blocks, block_tokens);
         }
         plan
     }
 
     /// Gives every model a pool and a workspace to step in, and takes back what none needs.
     fn fit(&mut self) -> Result<(), KernelError> {
-        let wanted: Vec<Geometry> = self.models.values().map(|m| Geometry::of(&m.shape, m.element)).collect();
+        let wanted: Vec<Geometry> = self.models.values().map(|m| Geometry::of(&m.shape, m.types)).collect();
         for pool in self.pools.extract_if(.., |p| !wanted.contains(&p.geometry)) {
             self.driver.free(pool.address);
         }
         let Reserved { blocks, block_tokens } = self.reserved;
         for model in self.models.values() {
-            let geometry = Geometry::of(&model.shape, model.element);
+            let geometry = Geometry::of(&model.shape, model.types);
             if blocks > 0 && !self.pools.iter().any(|p| p.geometry == geometry) {
-                let block_bytes = block_bytes(&model.shape, model.element, block_tokens);
+                let block_bytes = block_bytes(&model.shape, model.types, block_tokens);
                 let address = self
                     .driver
                     .allocate(u64::from(blocks) * block_bytes)
@@ -270,7 +277,7 @@ impl<D: Driver> CudaBackend<D> {
         let block_tokens = self.reserved.block_tokens;
         let unknown = || KernelError::Plan(format!("set {} has no KV blocks", set.0));
         let model = self.models.get_mut(&set).ok_or_else(unknown)?;
-        let geometry = Geometry::of(&model.shape, model.element);
+        let geometry = Geometry::of(&model.shape, model.types);
         let pool = self.pools.iter().find(|p| p.geometry == geometry).ok_or_else(unknown)?.address;
         let group = model.shape.heads / model.shape.kv_heads;
         let needs = room(step, rows, group, block_tokens as usize, outputs);
@@ -306,7 +313,7 @@ impl<D: Driver> CudaBackend<D> {
             blocks: self.reserved,
             step: self.workspace.step,
             layout,
-            bf16: model.element == Dtype::Bf16,
+            types: model.types,
             library: self.driver.has_library(),
             chip: self.driver.chip(),
         };
@@ -371,8 +378,8 @@ impl<D: Driver> Drop for CudaBackend<D> {
 impl<D: Driver> Backend for CudaBackend<D> {
     fn install(&mut self, set: SetId, weights: WeightSet) -> Result<InstallReport, KernelError> {
         let start = Instant::now();
-        let element = element_of(&weights)?;
-        let kernels = self.driver.kernels(element, weights.shape().head_dim)?;
+        let types = types_of(&weights, self.kv_fp8)?;
+        let kernels = self.driver.kernels(types, weights.shape().head_dim)?;
         self.driver.join()?;
         check_finite(&mut self.driver, kernels, &weights)?;
         let report =
@@ -383,12 +390,12 @@ impl<D: Driver> Backend for CudaBackend<D> {
         }
         let mut free = self.driver.free_bytes()? + self.workspace.parts.iter().sum::<u64>();
         if let Some(old) = self.models.get(&set).filter(|m| m.copied()) {
-            free += old.lease.as_ref().map_or(0, |lease| Model::memory_bytes(lease, old.element));
+            free += old.lease.as_ref().map_or(0, |lease| Model::memory_bytes(lease, old.types));
         }
-        self.plan_memory(&weights, element).check(free)?;
+        self.plan_memory(&weights, types).check(free)?;
         self.remove(set);
-        let bytes = Model::memory_bytes(&weights, element);
-        let model = Model::new(&mut self.driver, kernels, weights, element)?;
+        let bytes = Model::memory_bytes(&weights, types);
+        let model = Model::new(&mut self.driver, kernels, weights, types)?;
         self.models.insert(set, model);
         if let Err(error) = self.fit() {
             self.remove(set);
@@ -417,10 +424,10 @@ impl<D: Driver> Backend for CudaBackend<D> {
         }
         let (mut plan, mut counted) = (MemoryPlan::default(), Vec::new());
         for model in self.models.values() {
-            let geometry = Geometry::of(&model.shape, model.element);
+            let geometry = Geometry::of(&model.shape, model.types);
             if !counted.contains(&geometry) {
                 counted.push(geometry);
-                plan.keys_values(&model.shape, model.element, blocks, block_tokens);
+                plan.keys_values(&model.shape, model.types, blocks, block_tokens);
             }
         }
         plan.check(self.driver.free_bytes()?)?;

@@ -61,19 +61,22 @@ pub(super) fn unseal(sealed: &[u8]) -> Option<&[u8]> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::driver::Types;
     use super::*;
     use crate::weights::Dtype;
 
     #[test]
     fn a_key_tells_everything_apart_that_changes_the_code() {
         let source = Source { file: "a.cu", text: "x" };
-        let target = Target { architecture: "sm_80".to_owned(), element: Dtype::Bf16, head_dim: 64 };
+        let types = Types::plain(Dtype::Bf16);
+        let target = Target { architecture: "sm_80".to_owned(), types, head_dim: 64 };
         let keys = [
             key(&source, &target, (13, 0)),
             key(&source, &target, (13, 1)),
             key(&Source { text: "y", ..source }, &target, (13, 0)),
             key(&source, &Target { architecture: "sm_90a".to_owned(), ..target.clone() }, (13, 0)),
-            key(&source, &Target { element: Dtype::F32, ..target.clone() }, (13, 0)),
+            key(&source, &Target { types: Types::plain(Dtype::F32), ..target.clone() }, (13, 0)),
+            key(&source, &Target { types: Types { kv_fp8: true, ..types }, ..target.clone() }, (13, 0)),
             key(&source, &Target { head_dim: 128, ..target.clone() }, (13, 0)),
         ];
         for (i, one) in keys.iter().enumerate() {

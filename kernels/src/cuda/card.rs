@@ -9,11 +9,10 @@ use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 
 use super::cache::Cubins;
 use super::compile::{Compiler, Target};
-use super::driver::{Address, Chip, Driver, GraphId, KernelsId, Launch, Pending};
+use super::driver::{Address, Chip, Driver, GraphId, KernelsId, Launch, Pending, Types};
 use super::library::Library;
 use super::sources::sources;
 use crate::KernelError;
-use crate::weights::Dtype;
 
 /// The oldest driver whose calls are used, as the library counts: CUDA 12.0.
 const OLDEST: i32 = 12_000;
@@ -50,8 +49,8 @@ pub struct Card {
     compiler: Compiler,
     cubins: Box<dyn Cubins>,
     library: Option<Library>,
-    /// Functions by name, for each element type and head.
-    kernels: Vec<(Dtype, usize, HashMap<String, sys::CUfunction>)>,
+    /// Functions by name, for some types and each head.
+    kernels: Vec<(Types, usize, HashMap<String, sys::CUfunction>)>,
     graphs: HashMap<GraphId, sys::CUgraphExec>,
     /// Uploads under way, or done.
     uploads: Vec<Pinned>,
@@ -306,14 +305,14 @@ impl Driver for Card {
         }
     }
 
-    fn kernels(&mut self, element: Dtype, head_dim: usize) -> Result<KernelsId, KernelError> {
+    fn kernels(&mut self, types: Types, head_dim: usize) -> Result<KernelsId, KernelError> {
         self.enter()?;
-        if let Some(found) = self.kernels.iter().position(|k| (k.0, k.1) == (element, head_dim)) {
+        if let Some(found) = self.kernels.iter().position(|k| (k.0, k.1) == (types, head_dim)) {
             return Ok(KernelsId(found as u32));
         }
-        let target = Target { architecture: self.architecture.clone(), element, head_dim };
+        let target = Target { architecture: self.architecture.clone(), types, head_dim };
         let mut functions = HashMap::new();
-        for source in sources(element) {
+        for source in sources(types.element) {
             let cubin = self.compiler.cubin(&source, &target, self.cubins.as_mut())?;
             let mut module = ptr::null_mut();
             // SAFETY: the cubin is a whole ELF file, which tells its own length. Modules live as long as the context.
@@ -331,7 +330,7 @@ impl Driver for Card {
                 functions.insert(name.to_owned(), function);
             }
         }
-        self.kernels.push((element, head_dim, functions));
+        self.kernels.push((types, head_dim, functions));
         Ok(KernelsId(self.kernels.len() as u32 - 1))
     }
 

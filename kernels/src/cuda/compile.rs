@@ -8,6 +8,7 @@ use std::ptr;
 use cudarc::nvrtc::sys;
 
 use super::cache::{Cubins, key, seal, unseal};
+use super::driver::Types;
 use super::resources::{Resources, read};
 use super::sources::{HEADERS, Source};
 use crate::KernelError;
@@ -21,8 +22,8 @@ const OLDEST: (i32, i32) = (12, 0);
 pub struct Target {
     /// The cards, as `sm_80` or `sm_90a`.
     pub architecture: String,
-    /// Type of weights, activations, keys and values.
-    pub element: Dtype,
+    /// Types of numbers.
+    pub types: Types,
     /// Elements of an attention head.
     pub head_dim: usize,
 }
@@ -52,7 +53,8 @@ pub fn options(target: &Target) -> Vec<String> {
         "--std=c++17".to_owned(),
         "--fmad=false".to_owned(),
         "--ptxas-options=-v".to_owned(),
-        format!("-DELEMENT_BF16={}", u8::from(target.element == Dtype::Bf16)),
+        format!("-DELEMENT_BF16={}", u8::from(target.types.element == Dtype::Bf16)),
+        format!("-DKV_FP8={}", u8::from(target.types.kv_fp8)),
         format!("-DHEAD_DIM={}", target.head_dim),
     ]
 }
@@ -234,7 +236,8 @@ mod tests {
                 return;
             }
         };
-        let target = Target { architecture: "sm_80".to_owned(), element: Dtype::F32, head_dim: 64 };
+        let types = Types::plain(Dtype::F32);
+        let target = Target { architecture: "sm_80".to_owned(), types, head_dim: 64 };
         let broken =
             Source { file: "broken.cu", text: "#include \"device.cuh\"\n\nKERNEL(32) k() { x = 1; }\n" };
         let error = compiler.compile(&broken, &target).unwrap_err().to_string();

@@ -6,7 +6,36 @@ use crate::weights::Dtype;
 /// Where something lies in the card's memory; 0 is nowhere.
 pub type Address = u64;
 
-/// Kernels that a driver made ready for one element type and head.
+/// The types of numbers that kernels are compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Types {
+    /// Of weights, and of activations between products.
+    pub element: Dtype,
+    /// Whether keys and values are kept in fp8 (E4M3) beside elements in bf16, not as elements.
+    pub kv_fp8: bool,
+}
+
+impl Types {
+    /// Keys and values are kept as elements.
+    pub fn plain(element: Dtype) -> Self {
+        Self { element, kv_fp8: false }
+    }
+
+    /// Bytes of an element.
+    pub fn element_bytes(self) -> u64 {
+        match self.element {
+            Dtype::F32 => 4,
+            Dtype::Bf16 => 2,
+        }
+    }
+
+    /// Bytes of a key's or a value's element.
+    pub fn kv_bytes(self) -> u64 {
+        if self.kv_fp8 { 1 } else { self.element_bytes() }
+    }
+}
+
+/// Kernels that a driver made ready for some types and one head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct KernelsId(pub u32);
 
@@ -116,11 +145,11 @@ pub trait Driver: Send {
     /// As above.
     fn join(&mut self) -> Result<(), KernelError>;
 
-    /// Makes the kernels for an element type and a head ready.
+    /// Makes the kernels for some types and a head ready.
     ///
     /// # Errors
     /// Besides, [`KernelError::Compile`].
-    fn kernels(&mut self, element: Dtype, head_dim: usize) -> Result<KernelsId, KernelError>;
+    fn kernels(&mut self, types: Types, head_dim: usize) -> Result<KernelsId, KernelError>;
 
     /// Copies `bytes` to the card; they may be changed after the call.
     ///
@@ -197,8 +226,8 @@ impl<D: Driver + ?Sized> Driver for Box<D> {
         (**self).join()
     }
 
-    fn kernels(&mut self, element: Dtype, head_dim: usize) -> Result<KernelsId, KernelError> {
-        (**self).kernels(element, head_dim)
+    fn kernels(&mut self, types: Types, head_dim: usize) -> Result<KernelsId, KernelError> {
+        (**self).kernels(types, head_dim)
     }
 
     fn upload(&mut self, to: Address, bytes: &[u8]) -> Result<(), KernelError> {

@@ -1,11 +1,12 @@
 //! The launch of each kernel: its blocks, threads and parameters, from sizes and addresses alone.
 
 use super::buckets::SPLIT_TOKENS;
-use super::driver::{Address, Argument, Chip, Launch};
+use super::driver::{Address, Argument, Chip, Launch, Types};
 use super::products::{NOTHING, Product, Sums};
 use super::step::{Count, Layout};
 use crate::plan::Reserved;
 use crate::shape::ModelShape;
+use crate::weights::Dtype;
 
 /// Chunks of keys and values that attention in bf16 has under way, in prefill for a block, in decode for each warp.
 const ATTENTION_STAGES: usize = 4;
@@ -109,8 +110,8 @@ pub struct Surroundings<'a> {
     pub step: Address,
     /// Its layout.
     pub layout: Layout,
-    /// Whether weights are in bf16, not f32.
-    pub bf16: bool,
+    /// Types of numbers.
+    pub types: Types,
     /// Whether the driver has a library that multiplies.
     pub library: bool,
     /// What the card has of what kernels share out.
@@ -219,16 +220,22 @@ impl Surroundings<'_> {
         launch("turn_heads", [tokens, heads.div_ceil(TURN_HEADS), 1], 32 * TURN_HEADS as u32, arguments)
     }
 
-    /// Bytes of a head of one position in shared memory.
-    fn shared_row(&self) -> usize {
+    /// Whether weights are in bf16, not f32.
+    pub(super) fn bf16(&self) -> bool {
+        self.types.element == Dtype::Bf16
+    }
+
+    /// Bytes of shared memory for chunks in bf16 attention, `stages` of them, as `Ring` of `chunks.cuh` has them.
+    fn ring_bytes(&self, stages: usize) -> usize {
         let padded = self.shape.head_dim.next_multiple_of(16);
-        2 * if padded.is_multiple_of(64) { padded } else { padded + 8 }
+        let row = 2 * if padded.is_multiple_of(64) { padded } else { padded + 8 };
+        2 * CHUNK * if self.types.kv_fp8 { stages * padded + row } else { stages * row }
     }
 
     /// Whether decode attention takes a token's projection as it comes, without `turn_heads`: where all rows are of one
     /// token, and a block has all queries of a KV head.
     fn turned_inside(&self, extent: Extent) -> bool {
-        self.bf16 && extent.tiles == 0 && self.shape.heads / self.shape.kv_heads <= DECODE_QUERIES
+        self.bf16() && extent.tiles == 0 && self.shape.heads / self.shape.kv_heads <= DECODE_QUERIES
     }
 
     /// Attention of rows of one token in bf16; `sums` where they are to be turned first.
@@ -244,7 +251,7 @@ impl Surroundings<'_> {
         let (heads, across) = (group.min(DECODE_QUERIES), shape.kv_heads * group.div_ceil(DECODE_QUERIES));
         let blocks = extent.decode_rows * across;
         let shared_bytes = |warps: usize| {
-            let rings = warps * DECODE_STAGES * 2 * CHUNK * self.shared_row();
+            let rings = warps * self.ring_bytes(DECODE_STAGES);
             let folds = 4 * head_dim * ((warps * heads).max(heads + 2) + heads);
             rings + folds + 8 * heads * (warps + 2) + 2 * head_dim * heads
         };
@@ -296,7 +303,7 @@ impl Surroundings<'_> {
         if !inside {
             all.push(self.turn_heads(extent.tokens, l, layer, sums));
         }
-        if extent.decode_rows > 0 && self.bf16 {
+        if extent.decode_rows > 0 && self.bf16() {
             all.extend(self.decode_bf16(extent, l, layer, inside.then_some(sums)));
         } else if extent.decode_rows > 0 {
             let mut arguments = self.counted(Count::DecodeRows);
@@ -311,8 +318,7 @@ impl Surroundings<'_> {
             arguments.0.push(self.attention(l));
             let arguments = arguments.add(activations.attended);
             let blocks = [extent.tiles, shape.kv_heads, 1];
-            let shared_bytes =
-                if self.bf16 { (ATTENTION_STAGES * 2 * CHUNK * self.shared_row()) as u32 } else { 0 };
+            let shared_bytes = if self.bf16() { self.ring_bytes(ATTENTION_STAGES) as u32 } else { 0 };
             all.push(Launch { shared_bytes, ..launch("attend_prefill", blocks, 128, arguments) });
         }
     }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::driver::Types;
 use super::launches::{SURVEYED, splits};
 use super::model::Geometry;
 use super::products::sums_room;
@@ -9,14 +10,6 @@ use super::step::{Layout, Limits, PREFILL_QUERIES, Room};
 use crate::KernelError;
 use crate::shape::ModelShape;
 use crate::weights::Dtype;
-
-/// Bytes of an element.
-pub(super) fn element_bytes(element: Dtype) -> u64 {
-    match element {
-        Dtype::F32 => 4,
-        Dtype::Bf16 => 2,
-    }
-}
 
 /// One purpose.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +51,7 @@ impl MemoryPlan {
 
     /// A model's weights alone.
     pub fn copy(&mut self, name: &str, shape: &ModelShape, element: Dtype) {
-        let (count, each) = (parameters(shape), element_bytes(element));
+        let (count, each) = (parameters(shape), Types::plain(element).element_bytes());
         let arithmetic = format!("{count} parameters of {each} bytes");
         self.add(&format!("weights of {name}"), count * each, arithmetic, "take a smaller model, or bf16");
     }
@@ -77,7 +70,8 @@ impl MemoryPlan {
     pub fn learner(&mut self, shape: &ModelShape, element: Dtype, tokens: u64) {
         let (hidden, inner) = (shape.hidden as u64, (shape.heads * shape.head_dim) as u64);
         let layer = 4 * hidden + 2 * shape.qkv_rows() as u64 + inner + 3 * shape.ffn as u64;
-        let (layers, vocab, each) = (shape.layers as u64, shape.vocab as u64, element_bytes(element));
+        let (layers, vocab, each) =
+            (shape.layers as u64, shape.vocab as u64, Types::plain(element).element_bytes());
         let head = if element == Dtype::F32 { 0 } else { 4 * vocab * hidden };
         let bytes = tokens * (layers * layer * each + 8 * vocab) + head;
         let arithmetic = format!(
@@ -96,7 +90,7 @@ impl MemoryPlan {
         block_tokens: usize,
         library: bool,
     ) {
-        let (tokens, each) = (limits.tokens as u64, element_bytes(element));
+        let (tokens, each) = (limits.tokens as u64, Types::plain(element).element_bytes());
         let (hidden, inner, ffn) =
             (shape.hidden as u64, (shape.heads * shape.head_dim) as u64, shape.ffn as u64);
         let bf16 = element == Dtype::Bf16;
@@ -128,13 +122,13 @@ impl MemoryPlan {
     }
 
     /// Blocks of keys and values for models of one geometry.
-    pub fn keys_values(&mut self, shape: &ModelShape, element: Dtype, blocks: u32, block_tokens: u32) {
-        let each = block_bytes(shape, element, block_tokens);
+    pub fn keys_values(&mut self, shape: &ModelShape, types: Types, blocks: u32, block_tokens: u32) {
+        let each = block_bytes(shape, types, block_tokens);
         let (layers, kv_heads, head_dim) = (shape.layers, shape.kv_heads, shape.head_dim);
         let arithmetic = format!(
             "{blocks} blocks of {block_tokens} positions × {layers} layers × 2 × {kv_heads} KV heads × {head_dim} elements \
              of {} bytes",
-            element_bytes(element)
+            types.kv_bytes()
         );
         let lower = "lower rollout.engine.kv_blocks";
         self.add("keys and values", u64::from(blocks) * each, arithmetic, lower);
@@ -145,7 +139,7 @@ impl MemoryPlan {
     pub fn engine(
         &mut self,
         shapes: &[&ModelShape],
-        element: Dtype,
+        types: Types,
         limits: Limits,
         (blocks, block_tokens): (u32, u32),
         library: bool,
@@ -153,7 +147,7 @@ impl MemoryPlan {
         let mut widest: Vec<Line> = Vec::new();
         for shape in shapes {
             let mut own = Self::default();
-            own.steps(shape, element, limits, block_tokens as usize, library);
+            own.steps(shape, types.element, limits, block_tokens as usize, library);
             if widest.is_empty() {
                 widest = own.lines;
                 continue;
@@ -164,9 +158,9 @@ impl MemoryPlan {
         }
         self.lines.extend(widest);
         for (i, shape) in shapes.iter().enumerate() {
-            let geometry = Geometry::of(shape, element);
-            if !shapes[..i].iter().any(|s| Geometry::of(s, element) == geometry) {
-                self.keys_values(shape, element, blocks, block_tokens);
+            let geometry = Geometry::of(shape, types);
+            if !shapes[..i].iter().any(|s| Geometry::of(s, types) == geometry) {
+                self.keys_values(shape, types, blocks, block_tokens);
             }
         }
     }
@@ -215,9 +209,9 @@ fn mebibytes(bytes: u64) -> f64 {
 }
 
 /// Bytes of a block.
-pub(super) fn block_bytes(shape: &ModelShape, element: Dtype, block_tokens: u32) -> u64 {
+pub(super) fn block_bytes(shape: &ModelShape, types: Types, block_tokens: u32) -> u64 {
     let elements = shape.layers * 2 * shape.kv_heads * shape.head_dim;
-    elements as u64 * u64::from(block_tokens) * element_bytes(element)
+    elements as u64 * u64::from(block_tokens) * types.kv_bytes()
 }
 
 /// Room for the data of any step within the limits.

@@ -3,9 +3,8 @@
 use std::collections::{HashMap, HashSet};
 
 use super::buckets::Bucket;
-use super::driver::{Address, Driver, GraphId, KernelsId};
+use super::driver::{Address, Driver, GraphId, KernelsId, Types};
 use super::launches::{LayerAddresses, ModelAddresses, find_strays};
-use super::memory::element_bytes;
 use crate::KernelError;
 use crate::shape::ModelShape;
 use crate::weights::{Dtype, WeightSet};
@@ -24,7 +23,7 @@ pub(super) struct Geometry {
     pub(super) layers: usize,
     kv_heads: usize,
     head_dim: usize,
-    element: Dtype,
+    types: Types,
 }
 
 /// A model that can be run.
@@ -32,7 +31,7 @@ pub(super) struct Model {
     /// The lease; none between a release and the next install.
     pub(super) lease: Option<WeightSet>,
     pub(super) shape: ModelShape,
-    pub(super) element: Dtype,
+    pub(super) types: Types,
     pub(super) kernels: KernelsId,
     pub(super) addresses: ModelAddresses,
     pub(super) graphs: HashMap<Bucket, GraphId>,
@@ -44,11 +43,11 @@ pub(super) struct Model {
     memory: Address,
 }
 
-/// The one element type of a set.
+/// The types that a set is computed in: its one element type, and `kv_fp8`.
 ///
 /// # Errors
 /// [`KernelError::Weights`] for a set that the kernels are not made for.
-pub(super) fn element_of(weights: &WeightSet) -> Result<Dtype, KernelError> {
+pub(super) fn types_of(weights: &WeightSet, kv_fp8: bool) -> Result<Types, KernelError> {
     let shape = weights.shape();
     if shape.head_dim > MOST_HEAD_DIM {
         return Err(KernelError::Weights(format!(
@@ -68,12 +67,17 @@ pub(super) fn element_of(weights: &WeightSet) -> Result<Dtype, KernelError> {
             return Err(KernelError::Weights(format!("tensor `{name}` lies elsewhere than `embed`")));
         }
     }
-    Ok(element)
+    if kv_fp8 && element == Dtype::F32 {
+        return Err(KernelError::Weights(
+            "weights are in f32, with keys and values in fp8 they must be in bf16".to_owned(),
+        ));
+    }
+    Ok(Types { element, kv_fp8 })
 }
 
 impl Geometry {
-    pub(super) fn of(shape: &ModelShape, element: Dtype) -> Self {
-        Self { layers: shape.layers, kv_heads: shape.kv_heads, head_dim: shape.head_dim, element }
+    pub(super) fn of(shape: &ModelShape, types: Types) -> Self {
+        Self { layers: shape.layers, kv_heads: shape.kv_heads, head_dim: shape.head_dim, types }
     }
 }
 
@@ -97,7 +101,7 @@ fn strays_on_card(
     let mut pieces: Vec<u64> = Vec::new();
     for (tensor, (name, dims)) in tensors.iter().enumerate() {
         let place = weights.on_card(name).unwrap_or(0);
-        let bytes = weights.dtype(name).map_or(0, element_bytes);
+        let bytes = weights.dtype(name).map_or(0, |element| Types::plain(element).element_bytes());
         let count = dims.iter().product::<usize>();
         for first in (0..count).step_by(PIECE) {
             pieces.push(place + first as u64 * bytes);
@@ -184,13 +188,13 @@ fn addresses(shape: &ModelShape, angles: Address, find: impl Fn(&str) -> Address
 
 impl Model {
     /// Bytes that an install of `weights` allocates.
-    pub(super) fn memory_bytes(weights: &WeightSet, element: Dtype) -> u64 {
+    pub(super) fn memory_bytes(weights: &WeightSet, types: Types) -> u64 {
         let shape = weights.shape();
         let angles = aligned(4 * (shape.max_positions * shape.head_dim) as u64);
         if weights.on_card("embed").is_some() {
             return angles;
         }
-        let tensor = |dims: &[usize]| aligned(dims.iter().product::<usize>() as u64 * element_bytes(element));
+        let tensor = |dims: &[usize]| aligned(dims.iter().product::<usize>() as u64 * types.element_bytes());
         angles + shape.tensors().iter().map(|(_, dims)| tensor(dims)).sum::<u64>()
     }
 
@@ -202,10 +206,10 @@ impl Model {
         driver: &mut dyn Driver,
         kernels: KernelsId,
         weights: WeightSet,
-        element: Dtype,
+        types: Types,
     ) -> Result<Self, KernelError> {
         let shape = weights.shape().clone();
-        let memory = driver.allocate(Self::memory_bytes(&weights, element))?;
+        let memory = driver.allocate(Self::memory_bytes(&weights, types))?;
         let copied = weights.on_card("embed").is_none();
         let angles = angles(&shape);
         let mut filled = driver.upload(memory, bytemuck::cast_slice(&angles));
@@ -228,7 +232,7 @@ impl Model {
         Ok(Self {
             lease: Some(weights),
             shape,
-            element,
+            types,
             kernels,
             addresses,
             graphs: HashMap::new(),

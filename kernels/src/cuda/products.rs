@@ -178,7 +178,7 @@ impl Surroundings<'_> {
     /// `outputs` are its gates.
     fn cut(&self, rows: usize, outputs: usize, [parts, part]: [usize; 2], gate: bool) -> Cut {
         let per = |columns: usize| if gate { columns / 2 } else { columns };
-        let stream = [&FEW, &SOME].into_iter().find(|s| self.bf16 && rows <= s.rows);
+        let stream = [&FEW, &SOME].into_iter().find(|s| self.bf16() && rows <= s.rows);
         if let Some(stream) = stream
             && let Some((across, warps, shared)) =
                 stream.cut(self.chip, outputs.div_ceil(per(COLUMNS)), parts, part)
@@ -187,7 +187,7 @@ impl Surroundings<'_> {
             return (kernel, [across, 1], 32 * (warps + BRINGERS), shared);
         }
         let tiling = match rows {
-            _ if !self.bf16 => &EXACT,
+            _ if !self.bf16() => &EXACT,
             _ if rows <= MORE.rows => &MORE,
             _ => &MANY,
         };
@@ -208,7 +208,7 @@ impl Surroundings<'_> {
         let Product { x, w, outputs, inputs } = product;
         let part = if parts == 1 { segments.inputs * segments.count } else { segments.inputs };
         let mut arguments = self.counted(count).add(x).add(w).add(y).add(outputs as u32).add(inputs as u32);
-        if self.bf16 {
+        if self.bf16() {
             let apart = (rows * outputs) as u64;
             arguments = arguments.add(segments.inputs as u32).add(part as u32).add(apart);
         }
@@ -223,14 +223,14 @@ impl Surroundings<'_> {
 
     /// Whether products of so many rows are left to a library: smaller ones are a matter of reading the weights.
     fn by_library(&self, rows: usize) -> bool {
-        self.library && self.bf16 && rows > MORE.rows
+        self.library && self.bf16() && rows > MORE.rows
     }
 
     /// A product of all tokens to the place of sums, and what it gives them in.
     pub(super) fn sum(&self, tokens: usize, product: Product) -> (Launch, Sums) {
         let Product { outputs, inputs, .. } = product;
-        let segments = Segments::of(outputs, inputs, self.bf16);
-        let parts = if self.by_library(tokens) { 1 } else { segments.parts(tokens, outputs, self.bf16) };
+        let segments = Segments::of(outputs, inputs, self.bf16());
+        let parts = if self.by_library(tokens) { 1 } else { segments.parts(tokens, outputs, self.bf16()) };
         let y = self.activations.sums;
         let launch = self.product(Count::Tokens, tokens, product, y, segments, parts);
         (launch, Sums { parts, apart: tokens * outputs })
@@ -243,7 +243,7 @@ impl Surroundings<'_> {
         let (normed, gate_up, gated) =
             (self.activations.normed, self.activations.gate_up, self.activations.gated);
         let segments = Segments::whole(inputs);
-        if self.bf16 && !self.by_library(tokens) {
+        if self.bf16() && !self.by_library(tokens) {
             let arguments = self.counted(Count::Tokens).add(normed).add(weight).add(gated);
             let arguments = arguments.add(ffn as u32).add(inputs as u32);
             let (kernel, [across, down], threads, shared_bytes) =

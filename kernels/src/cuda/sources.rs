@@ -26,8 +26,9 @@ macro_rules! sources {
 }
 
 /// What the sources include.
-pub const HEADERS: [Source; 11] = sources![
+pub const HEADERS: [Source; 12] = sources![
     "attention.cuh",
+    "chunks.cuh",
     "device.cuh",
     "element.cuh",
     "exponential.cuh",

@@ -11,7 +11,7 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
 use parl_kernels::KernelError;
-use parl_kernels::cuda::driver::{Address, Chip, Driver, GraphId, KernelsId, Launch, Pending};
+use parl_kernels::cuda::driver::{Address, Chip, Driver, GraphId, KernelsId, Launch, Pending, Types};
 use parl_kernels::weights::Dtype;
 
 unsafe extern "C" {
@@ -25,17 +25,17 @@ type Emulate = unsafe extern "C" fn(*const c_char, *const u32, u32, *const *cons
 #[derive(Clone, Copy)]
 pub struct Library(usize);
 
-static LIBRARIES: Mutex<BTreeMap<(bool, usize), usize>> = Mutex::new(BTreeMap::new());
+static LIBRARIES: Mutex<BTreeMap<(bool, bool, usize), usize>> = Mutex::new(BTreeMap::new());
 
 impl Library {
-    /// The kernels for an element type and a head, compiled once in a program.
-    pub fn get(element: Dtype, head_dim: usize) -> Self {
-        let bf16 = element == Dtype::Bf16;
+    /// The kernels for some types and a head, compiled once in a program.
+    pub fn get(types: Types, head_dim: usize) -> Self {
+        let (bf16, fp8) = (types.element == Dtype::Bf16, types.kv_fp8);
         let mut all = LIBRARIES.lock().unwrap_or_else(PoisonError::into_inner);
-        Self(*all.entry((bf16, head_dim)).or_insert_with(|| {
+        Self(*all.entry((bf16, fp8, head_dim)).or_insert_with(|| {
             let root = Path::new(env!("CARGO_MANIFEST_DIR"));
             let emulator = root.join("tests/emulator");
-            let name = format!("emulated-{}-{bf16}-{head_dim}.so", std::process::id());
+            let name = format!("emulated-{}-{bf16}-{fp8}-{head_dim}.so", std::process::id());
             let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
             #[cfg(target_arch = "x86_64")]
             let fused = std::arch::is_x86_feature_detected!("fma");
@@ -47,7 +47,9 @@ impl Library {
                 .args(fused.then_some("-mfma"))
                 .args(["-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"])
                 .args(["-Wno-unknown-pragmas", "-Wno-unused-function", "-fPIC", "-shared"])
-                .args([format!("-DELEMENT_BF16={}", u8::from(bf16)), format!("-DHEAD_DIM={head_dim}")])
+                .args([format!("-DELEMENT_BF16={}", u8::from(bf16)), format!("-DKV_FP8={}", u8::from(fp8))])
+                // Elements lie in words, and words in bytes of shared memory.
+                .args([format!("-DHEAD_DIM={head_dim}"), "-fno-strict-aliasing".to_owned()])
                 .args([Path::new("-I"), &root.join("cuda"), Path::new("-I"), &emulator])
                 .args([emulator.join("emulator.cpp"), emulator.join("kernels.cpp")])
                 .arg("-o")
@@ -122,7 +124,7 @@ pub struct Emulated {
     /// Whether every call fails, as those of a card that fell off its bus do.
     pub lost: bool,
     memory: HashMap<Address, Layout>,
-    libraries: Vec<(Dtype, usize)>,
+    libraries: Vec<(Types, usize)>,
     capturing: Option<Vec<(KernelsId, Launch)>>,
     graphs: HashMap<GraphId, Vec<(KernelsId, Launch)>>,
     done: HashMap<Pending, Vec<u8>>,
@@ -269,12 +271,12 @@ impl Driver for Emulated {
         self.there()
     }
 
-    fn kernels(&mut self, element: Dtype, head_dim: usize) -> Result<KernelsId, KernelError> {
+    fn kernels(&mut self, types: Types, head_dim: usize) -> Result<KernelsId, KernelError> {
         self.there()?;
         if self.runs {
-            Library::get(element, head_dim);
+            Library::get(types, head_dim);
         }
-        let wanted = (element, head_dim);
+        let wanted = (types, head_dim);
         let index = self.libraries.iter().position(|l| *l == wanted).unwrap_or_else(|| {
             self.libraries.push(wanted);
             self.libraries.len() - 1
@@ -318,8 +320,8 @@ impl Driver for Emulated {
         if let Some(graph) = &mut self.capturing {
             graph.push((kernels, launch.clone()));
         } else if self.runs {
-            let (element, head_dim) = self.libraries[kernels.0 as usize];
-            Library::get(element, head_dim).run(launch);
+            let (types, head_dim) = self.libraries[kernels.0 as usize];
+            Library::get(types, head_dim).run(launch);
         }
         Ok(())
     }
@@ -344,8 +346,8 @@ impl Driver for Emulated {
         self.events.push(Event::Replay(graph));
         for (kernels, launch) in self.graphs.get(&graph).expect("a graph that was forgotten") {
             if self.runs {
-                let (element, head_dim) = self.libraries[kernels.0 as usize];
-                Library::get(element, head_dim).run(launch);
+                let (types, head_dim) = self.libraries[kernels.0 as usize];
+                Library::get(types, head_dim).run(launch);
             }
         }
         Ok(())

@@ -4,6 +4,7 @@
 
 #include <math.h>
 #include <cstddef>
+#include <cstdlib>
 #include <cstring>
 
 #define DEVICE static inline
@@ -87,6 +88,12 @@ inline u32 __float_as_uint(float x) {
   memcpy(&bits, &x, 4);
   return bits;
 }
+inline u32 __byte_perm(u32 low, u32 high, u32 which) {
+  const u64 bytes = low | (u64)high << 32;
+  u32 found = 0;
+  for (u32 i = 0; i < 4; ++i) found |= (u32)(bytes >> (which >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+  return found;
+}
 inline u64 __umul64hi(u64 a, u64 b) { return (u64)((unsigned __int128)a * b >> 64); }
 template <class T>
 T min(T a, T b) { return a < b ? a : b; }
@@ -142,10 +149,21 @@ inline void load_from(u32 (&to)[4], const Bf16* row, bool transposed) {
   }
 }
 
+// Of products that bf16 has room for: what would be rounded ends the program.
+inline u32 multiply_pairs(u32 a, u32 b) {
+  u32 pair = 0;
+  for (u32 shift = 0; shift < 32; shift += 16) {
+    const u32 bits = __float_as_uint(widen(a >> shift & 0xffff) * widen(b >> shift & 0xffff));
+    if (bits & 0xffff) abort();
+    pair |= bits >> 16 << shift;
+  }
+  return pair;
+}
+
 inline void load_matrices(u32 (&to)[4], const Bf16* row) { load_from(to, row, false); }
 inline void load_transposed(u32 (&to)[4], const Bf16* row) { load_from(to, row, true); }
 
-inline void copy_async(Bf16* to, const Bf16* from, bool there) { emulator::copy(to, from, 16, there); }
+inline void copy_async(void* to, const void* from, bool there) { emulator::copy(to, from, 16, there); }
 inline void commit_copies() { emulator::close_group(); }
 template <int PENDING>
 void wait_copies() {

@@ -119,3 +119,4 @@ extern "C" void philox_words(const u32* counter, const u32* key, u32* to) {
 }
 extern "C" float exponential_of(float x) { return exponential(x); }
 extern "C" u32 bf16_of(float x) { return bf16_bits(x); }
+extern "C" u32 fp8_of(float x) { return fp8_bits(x); }

@@ -34,11 +34,31 @@ pub struct EngineConfig {
     /// Sequences under way at once.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub max_running: u32,
+    /// Type in which a card keeps keys and values. A CPU has `auto` alone.
+    pub kv_cache_dtype: KvCacheDtype,
+}
+
+/// Type of keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum KvCacheDtype {
+    /// That of the weights.
+    #[default]
+    Auto,
+    /// E4M3 without scales, beside weights in bf16: half of the memory, and draws that are further from the learner's
+    /// distribution.
+    Fp8,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self { block_tokens: 16, kv_blocks: 8192, max_batch_tokens: 2048, max_running: 512 }
+        Self {
+            block_tokens: 16,
+            kv_blocks: 8192,
+            max_batch_tokens: 2048,
+            max_running: 512,
+            kv_cache_dtype: KvCacheDtype::Auto,
+        }
     }
 }
 

@@ -121,7 +121,13 @@ type Plans = Arc<Mutex<Vec<Plan>>>;
 fn engine(kv_blocks: u32, max_batch_tokens: u32) -> (Engine, Plans) {
     let fake = Fake::default();
     let plans = Arc::clone(&fake.plans);
-    let config = EngineConfig { block_tokens: 4, kv_blocks, max_batch_tokens, max_running: 64 };
+    let config = EngineConfig {
+        block_tokens: 4,
+        kv_blocks,
+        max_batch_tokens,
+        max_running: 64,
+        ..EngineConfig::default()
+    };
     let mut engine = Engine::new(Box::new(fake), config).unwrap();
     engine.install(SetId(0), weights(1)).unwrap();
     engine.install(SetId(1), weights(7)).unwrap();
@@ -406,8 +412,13 @@ fn the_cpu_backend_draws_the_same_with_and_without_company() {
         .collect();
     let run = |requests: &[Request], blocks: u32, batch: u32| {
         let backend = parl_kernels::cpu::CpuBackend::default();
-        let config =
-            EngineConfig { block_tokens: 4, kv_blocks: blocks, max_batch_tokens: batch, max_running: 32 };
+        let config = EngineConfig {
+            block_tokens: 4,
+            kv_blocks: blocks,
+            max_batch_tokens: batch,
+            max_running: 32,
+            ..EngineConfig::default()
+        };
         let mut engine = Engine::new(Box::new(backend), config).unwrap();
         engine.install(SetId(0), WeightSet::from_f32(shape.clone(), 1, tensors.clone()).unwrap()).unwrap();
         for request in requests {

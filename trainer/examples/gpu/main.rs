@@ -43,7 +43,11 @@ fn machine(
                 card.use_library()?;
             }
             let limits = Limits { tokens: sizes.step_tokens as usize, rows: sizes.rows() };
-            Ok((place, Box::new(CudaBackend::new(card, limits)?)))
+            let mut backend = CudaBackend::new(card, limits)?;
+            if std::env::var("PARL_KV_FP8").is_ok() {
+                backend.keep_fp8();
+            }
+            Ok((place, Box::new(backend)))
         }
         other => Err(format!("`{other}` is none of cpu, cuda").into()),
     }

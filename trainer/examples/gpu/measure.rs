@@ -131,6 +131,7 @@ impl Side {
             kv_blocks: sequences * (length.div_ceil(BLOCK_TOKENS) + 1),
             max_batch_tokens: sizes.step_tokens,
             max_running: sequences,
+            ..EngineConfig::default()
         };
         let mut engine = Engine::new(backend, config)?;
         let report = engine.install(SET, learner.lease()?)?;

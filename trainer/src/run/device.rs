@@ -6,7 +6,7 @@ use parl_kernels::cpu::CpuBackend;
 use parl_kernels::cuda::CudaBackend;
 use parl_kernels::cuda::cache::{Cubins, InMemory};
 use parl_kernels::cuda::card::Card;
-use parl_kernels::cuda::driver::Driver;
+use parl_kernels::cuda::driver::{Driver, Types};
 use parl_kernels::cuda::launches::MOST_ACROSS;
 use parl_kernels::cuda::memory::MemoryPlan;
 use parl_kernels::cuda::step::Limits;
@@ -14,6 +14,7 @@ use parl_kernels::shape::ModelShape;
 use parl_kernels::weights::Dtype;
 use parl_rollout::RolloutError;
 use parl_rollout::config::RolloutMode;
+use parl_rollout::engine::KvCacheDtype;
 
 use super::cubins::{self, InFolder};
 use crate::config::{Config, Device};
@@ -48,8 +49,12 @@ pub struct Found {
 pub fn find(config: &Config, models: &[Model<'_>]) -> Result<Found, TrainerError> {
     let dtype = config.run.dtype.into();
     match decide(config.run.device, open)? {
-        Ok(card) => on_card(config, models, dtype, card),
-        Err(notes) => Ok(Found { place: Place::cpu(dtype), backend: Box::new(CpuBackend::default()), notes }),
+        Ok(card) => on_card(config, models, types(config, true)?, card),
+        Err(notes) => types(config, false).map(|_| Found {
+            place: Place::cpu(dtype),
+            backend: Box::new(CpuBackend::default()),
+            notes,
+        }),
     }
 }
 
@@ -63,6 +68,29 @@ fn decide<C>(
         (_, Some(Ok(card))) => Ok(Ok(card)),
         (Device::Cuda, Some(Err(missing))) => Err(refuse(missing)),
         (_, Some(Err(missing))) => Ok(Err(vec![format!("on the CPU, not on a card: {missing}")])),
+    }
+}
+
+/// The types that the engine is to compute in.
+///
+/// # Errors
+/// [`RolloutError::Config`] for keys and values that are wished for in fp8 where that cannot be.
+fn types(config: &Config, card: bool) -> Result<Types, TrainerError> {
+    let (element, kv_fp8) =
+        (config.run.dtype.into(), config.rollout.engine.kv_cache_dtype == KvCacheDtype::Fp8);
+    let missing = match element {
+        _ if !kv_fp8 => None,
+        _ if !card => Some("a card, and local models are on the CPU: take `auto`"),
+        Dtype::F32 => Some("run.dtype bf16, which is f32: take `auto`, or bf16"),
+        Dtype::Bf16 => None,
+    };
+    match missing {
+        Some(missing) => Err(RolloutError::Config {
+            key: "rollout.engine.kv_cache_dtype".to_owned(),
+            message: format!("fp8 wants {missing}"),
+        }
+        .into()),
+        None => Ok(Types { element, kv_fp8 }),
     }
 }
 
@@ -84,15 +112,15 @@ fn open() -> Result<Card, String> {
 fn on_card(
     config: &Config,
     models: &[Model<'_>],
-    dtype: Dtype,
+    types: Types,
     mut card: Card,
 ) -> Result<Found, TrainerError> {
     let kernel = |e: KernelError| TrainerError::from(RolloutError::from(e));
-    let (learner, engine) = plans(config, models, dtype);
+    let (learner, engine) = plans(config, models, types);
     let (free, total) = (card.free_bytes().map_err(kernel)?, card.total_bytes().map_err(kernel)?);
     let share = share(&learner, &engine, free, total)?;
     let notes = told(&learner, &engine, card.architecture(), free, share);
-    let place = Place::card(dtype, share)?;
+    let place = Place::card(types.element, share)?;
     match config.rollout.mode {
         RolloutMode::Sync => place.lend_stream(&mut card).map_err(kernel)?,
         RolloutMode::Async => place.part_streams(&mut card).map_err(kernel)?,
@@ -100,8 +128,11 @@ fn on_card(
     if !config.run.deterministic {
         card.use_library().map_err(kernel)?;
     }
-    let backend = Box::new(CudaBackend::new(card, limits(config)).map_err(kernel)?);
-    Ok(Found { place, backend, notes })
+    let mut backend = CudaBackend::new(card, limits(config)).map_err(kernel)?;
+    if types.kv_fp8 {
+        backend.keep_fp8();
+    }
+    Ok(Found { place, backend: Box::new(backend), notes })
 }
 
 /// What a step of the engine may hold; a larger batch is cut into steps.
@@ -112,7 +143,8 @@ fn limits(config: &Config) -> Limits {
 }
 
 /// What libtorch takes, and what is taken beside it.
-fn plans(config: &Config, models: &[Model<'_>], dtype: Dtype) -> (MemoryPlan, MemoryPlan) {
+fn plans(config: &Config, models: &[Model<'_>], types: Types) -> (MemoryPlan, MemoryPlan) {
+    let dtype = types.element;
     let (mut learner, mut engine) = (MemoryPlan::default(), MemoryPlan::default());
     for model in models {
         learner.weights(&model.name, model.shape, dtype);
@@ -130,7 +162,7 @@ fn plans(config: &Config, models: &[Model<'_>], dtype: Dtype) -> (MemoryPlan, Me
     let shapes: Vec<&ModelShape> = models.iter().map(|model| model.shape).collect();
     let blocks = &config.rollout.engine;
     let pool = (blocks.kv_blocks, blocks.block_tokens);
-    engine.engine(&shapes, dtype, limits(config), pool, !config.run.deterministic);
+    engine.engine(&shapes, types, limits(config), pool, !config.run.deterministic);
     engine.libraries();
     (learner, engine)
 }
@@ -203,7 +235,8 @@ mod tests {
             model("sub-agents", &trained, false),
             model("later sub-agents", &frozen, false),
         ];
-        let (learner, engine) = plans(&config, &models, Dtype::Bf16);
+        let bf16 = Types::plain(Dtype::Bf16);
+        let (learner, engine) = plans(&config, &models, bf16);
         let names = |plan: &MemoryPlan| plan.lines.iter().map(|l| l.name.clone()).collect::<Vec<_>>();
         assert_eq!(names(&learner).iter().filter(|n| n.starts_with("weights of ")).count(), 3);
         assert_eq!(names(&learner).iter().filter(|n| *n == "optimizer").count(), 1);
@@ -231,11 +264,33 @@ mod tests {
         assert_eq!(told.len(), 3 + learner.lines.len() + engine.lines.len());
         // Beside an update the engine reads a copy of what is trained.
         config.rollout.mode = RolloutMode::Async;
-        let (beside, _) = plans(&config, &models, Dtype::Bf16);
+        let (beside, _) = plans(&config, &models, bf16);
         let copied = "weights of the orchestrator, copied for the engine";
         assert!(names(&beside).iter().any(|name| name == copied), "{beside}");
         let copy = beside.total() - learner.total();
         assert_eq!(copy, learner.lines[0].bytes, "{beside}");
+    }
+
+    #[test]
+    fn keys_and_values_in_fp8_want_a_card_and_weights_in_bf16() {
+        let mut config = Config::default();
+        assert_eq!(types(&config, false).unwrap(), Types::plain(Dtype::F32));
+        config.rollout.engine.kv_cache_dtype = KvCacheDtype::Fp8;
+        let error = |config: &Config, card| types(config, card).unwrap_err().to_string();
+        let key = "rollout.engine.kv_cache_dtype: fp8 wants";
+        assert!(error(&config, false).starts_with(&format!("{key} a card")));
+        assert!(error(&config, true).starts_with(&format!("{key} run.dtype bf16")));
+        config.run.dtype = crate::config::Dtype::Bf16;
+        let fp8 = types(&config, true).unwrap();
+        assert_eq!(fp8, Types { element: Dtype::Bf16, kv_fp8: true });
+        // Half of the bytes, and nothing else is less.
+        let shape = shape(2);
+        let models = [Model { name: "sub-agents".to_owned(), shape: &shape, trained: false }];
+        let bytes = |types| plans(&config, &models, types).1.lines;
+        for (wide, narrow) in bytes(Types::plain(Dtype::Bf16)).iter().zip(bytes(fp8)) {
+            let wanted = if narrow.name == "keys and values" { wide.bytes / 2 } else { wide.bytes };
+            assert_eq!(narrow.bytes, wanted, "{}", narrow.name);
+        }
     }
 
     #[test]
