@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::Parts;
 use super::folder::read_json;
 use crate::checkpoint::{self, Checkpoint, State};
-use crate::config::differences;
+use crate::config::{Config, differences};
 use crate::error::TrainerError;
 
 /// Keys that may differ when a run is gone on with.
@@ -26,6 +26,13 @@ const FREE_ON_RESUME: [&str; 10] = [
     // Nothing that is trained depends on who looks on.
     "tracking",
 ];
+
+/// A run's config with the defaults of keys that there were none of when it was written; as it is where it has keys that
+/// there are none of now.
+fn completed(old: Value) -> Value {
+    let config = serde_json::from_value::<Config>(old.clone());
+    config.and_then(serde_json::to_value).unwrap_or(old)
+}
 
 /// Where a run goes on.
 #[derive(Debug, Default)]
@@ -46,7 +53,7 @@ impl Parts<'_> {
     pub(super) fn resume(&mut self, resolved: &Value, named: Option<&Path>) -> Result<Resumed, TrainerError> {
         let config = self.folder.path().join("config.resolved.json");
         // A run that ended before it wrote its config has done nothing that could differ.
-        let old = if config.exists() { read_json(&config)? } else { resolved.clone() };
+        let old = if config.exists() { completed(read_json(&config)?) } else { resolved.clone() };
         let differing: Vec<String> = differences(&old, resolved, &FREE_ON_RESUME)
             .into_iter()
             .map(|d| format!("{} is {} in the run and {} now", d.key, d.old, d.new))
@@ -121,5 +128,23 @@ impl Parts<'_> {
         learning.learner.restore(bytes)?;
         learning.refused_in_a_row = checkpoint.state.refused_in_a_row;
         learning.hand_out(self.policy.as_mut())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_of_a_version_with_fewer_keys_is_gone_on_with() {
+        let now = serde_json::to_value(Config::default()).unwrap();
+        let mut old = now.clone();
+        let engine = old["rollout"]["engine"].as_object_mut().unwrap();
+        engine.remove("kv_cache_dtype").unwrap();
+        engine["kv_blocks"] = 77.into();
+        let found = differences(&completed(old.clone()), &now, &FREE_ON_RESUME);
+        assert_eq!(found.iter().map(|d| d.key.as_str()).collect::<Vec<_>>(), ["rollout.engine.kv_blocks"]);
+        old["rollout"]["engine"]["gone"] = 1.into();
+        assert_eq!(completed(old.clone()), old);
     }
 }
