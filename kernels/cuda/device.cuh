@@ -7,7 +7,9 @@
 #define DEVICE static __device__ __forceinline__
 #define DEVICE_MEMBER __device__ __forceinline__
 // One block a multiprocessor is enough: with fewer registers some kernels would spill.
-#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 1)
+#define KERNEL(threads) CROWDED_KERNEL(threads, 1)
+// So many blocks a multiprocessor, whose registers are shared out among them.
+#define CROWDED_KERNEL(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
 // As many bytes as the launch says.
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) u8 name[]
 

@@ -9,9 +9,10 @@ struct Tiling {
   static constexpr u32 WARP_ROWS = FRAGMENTS * 16, ROWS = DOWN * WARP_ROWS, COLUMNS = ACROSS * PAIRS * 16;
   static constexpr u32 STRIDE = DEPTH + 8, STAGE = (ROWS + COLUMNS) * STRIDE;
 
-  // Sums the inputs from `from` on and below `to`, which are whole segments of `segment` inputs. `give` gets a row, a
-  // group of 16 columns of the tile, which eight rows of a fragment it is of, and the lane's sums of the fragment.
-  template <bool GATED, class Give>
+  // Sums the inputs from `from` on and below `to`, which are whole segments of `segment` inputs, or one where ONE says so:
+  // then half of the registers for sums are not needed. `give` gets a row, a group of 16 columns of the tile, which eight
+  // rows of a fragment it is of, and the lane's sums of the fragment.
+  template <bool GATED, bool ONE, class Give>
   DEVICE_MEMBER static void run(const u32* count, const Operands& of, u32 from, u32 to, u32 segment, Give give) {
     DYNAMIC_SHARED(shared);
     Bf16* stages = (Bf16*)shared;
@@ -81,7 +82,8 @@ struct Tiling {
           }
         }
       }
-      if (step + 1 != until && step + 1 != steps) continue;
+      const bool ends = step + 1 == until || step + 1 == steps;
+      if (ONE || !ends) continue;
       until += turn;
 #pragma unroll
       for (u32 f = 0; f < FRAGMENTS; ++f) {
@@ -102,17 +104,18 @@ struct Tiling {
         const u32 row = mine + f * 16 + lane / 4 + half * 8;
         if (row >= rows) continue;
 #pragma unroll
-        for (u32 p = 0; p < PAIRS; ++p) give(row, across * PAIRS + p, half, total[f][p]);
+        for (u32 p = 0; p < PAIRS; ++p) give(row, across * PAIRS + p, half, ONE ? sums[f][p] : total[f][p]);
       }
     }
   }
 
-  // y[z][row][output]: the sums of `part` inputs, whole segments, for each z; `apart` elements between two z.
+  // y[z][row][output]: the sums of `part` inputs, whole segments, or ONE, for each z; `apart` elements between two z.
+  template <bool ONE>
   DEVICE_MEMBER static void plain(const u32* count, const Bf16* x, const Bf16* w, float* y, u32 outputs, u32 inputs,
                                   u32 segment, u32 part, u64 apart) {
     const u32 from = blockIdx.z * part, to = min(from + part, inputs);
     y += blockIdx.z * apart;
-    run<false>(count, Operands{x, w, outputs, inputs}, from, to, segment,
+    run<false, ONE>(count, Operands{x, w, outputs, inputs}, from, to, segment,
                [&](u32 row, u32 group, u32 half, const float(&sums)[2][4]) {
                  store_sums(y, row, blockIdx.x * COLUMNS + group * 16, half, sums, outputs);
                });
@@ -120,7 +123,7 @@ struct Tiling {
 
   // to[row][output] = silu(gate) · up.
   DEVICE_MEMBER static void gated(const u32* count, const Bf16* x, const Bf16* w, Bf16* to, u32 outputs, u32 inputs) {
-    run<true>(count, Operands{x, w, outputs, inputs}, 0, inputs, inputs + DEPTH,
+    run<true, true>(count, Operands{x, w, outputs, inputs}, 0, inputs, inputs + DEPTH,
               [&](u32 row, u32 group, u32 half, const float(&sums)[2][4]) {
                 store_gated(to, row, blockIdx.x * (COLUMNS / 2) + group * 8, half, sums, outputs);
               });
@@ -131,20 +134,27 @@ struct Tiling {
 typedef Tiling<1, 2, 4, 1, 64, 3> More;
 typedef Tiling<2, 4, 4, 2, 32, 4> Many;
 
+// Each z has one segment.
 KERNEL(64) multiply_more(const u32* count, const Bf16* x, const Bf16* w, float* y, u32 outputs, u32 inputs,
                         u32 segment, u32 part, u64 apart) {
-  More::plain(count, x, w, y, outputs, inputs, segment, part, apart);
+  More::plain<true>(count, x, w, y, outputs, inputs, segment, part, apart);
 }
 
-KERNEL(256) multiply_many(const u32* count, const Bf16* x, const Bf16* w, float* y, u32 outputs, u32 inputs,
-                         u32 segment, u32 part, u64 apart) {
-  Many::plain(count, x, w, y, outputs, inputs, segment, part, apart);
+CROWDED_KERNEL(256, 2) multiply_many(const u32* count, const Bf16* x, const Bf16* w, float* y, u32 outputs, u32 inputs,
+                                     u32 segment, u32 part, u64 apart) {
+  Many::plain<true>(count, x, w, y, outputs, inputs, segment, part, apart);
+}
+
+// All segments are one block's.
+KERNEL(256) multiply_whole(const u32* count, const Bf16* x, const Bf16* w, float* y, u32 outputs, u32 inputs,
+                          u32 segment, u32 part, u64 apart) {
+  Many::plain<false>(count, x, w, y, outputs, inputs, segment, part, apart);
 }
 
 KERNEL(64) gate_more(const u32* count, const Bf16* x, const Bf16* w, Bf16* to, u32 outputs, u32 inputs) {
   More::gated(count, x, w, to, outputs, inputs);
 }
 
-KERNEL(256) gate_many(const u32* count, const Bf16* x, const Bf16* w, Bf16* to, u32 outputs, u32 inputs) {
+CROWDED_KERNEL(256, 2) gate_many(const u32* count, const Bf16* x, const Bf16* w, Bf16* to, u32 outputs, u32 inputs) {
   Many::gated(count, x, w, to, outputs, inputs);
 }

@@ -460,11 +460,7 @@ fn segments_are_added_in_order_inside_of_a_block_and_outside() {
     ] {
         assert_eq!(bits(&[sums(kernel, tiling, 4)]), wanted, "{kernel} {tiling:?}, outside");
     }
-    for (kernel, tiling) in
-        [("multiply_more", [64, 32, 64, 41_472]), ("multiply_many", [128, 128, 256, 81_920])]
-    {
-        assert_eq!(bits(&[sums(kernel, tiling, 1)]), wanted, "{kernel}, inside of a block");
-    }
+    assert_eq!(bits(&[sums("multiply_whole", [128, 128, 256, 81_920], 1)]), wanted, "inside of a block");
     for address in [count, at_x, at_w, y] {
         driver.free(address);
     }

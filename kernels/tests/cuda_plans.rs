@@ -172,13 +172,13 @@ fn a_library_multiplies_for_many_rows_and_is_not_met_in_a_capture() {
     let from = backend.driver().kernels().len();
     submit(&mut backend, &plan(decode_rows(96)));
     assert_eq!(backend.driver().graphs(), 0);
-    let many = launches(&mut backend, "multiply_many");
+    let many = [launches(&mut backend, "multiply_many"), launches(&mut backend, "multiply_whole")].concat();
     // The sums of all inputs at once, where the next kernel looks for them.
     let whole = |l: &Launch| {
         l.instead.is_some_and(|p| p.rows == 96 && p.y == l.arguments[3].0[0]) && l.blocks[2] == 1
     };
     assert!(many.len() == 4 * 3 + 1 && many.iter().all(whole), "{many:?}");
-    let layer = ["rms_norm", "multiply_many", "swiglu", "multiply_many"];
+    let layer = ["rms_norm", "multiply_many", "swiglu", "multiply_whole"];
     assert_eq!(since(&mut backend, from)[5..9], layer);
     for graphs in [1, 1] {
         submit(&mut backend, &plan(decode_rows(96)));

@@ -8,8 +8,10 @@ use crate::shape::ModelShape;
 
 /// A product in blocks of rows and columns, as `multiply_f32.cu` and `multiply_bf16.cu` have it.
 struct Tiling {
-    /// The kernel that gives sums.
+    /// The kernel that gives sums of one segment a block.
     sums: &'static str,
+    /// The kernel that gives sums of all segments; where there is none, a block never has more than one.
+    whole: &'static str,
     /// The kernel that gives silu(gate) · up.
     gate: &'static str,
     /// Of a block.
@@ -25,6 +27,7 @@ struct Tiling {
 
 const MORE: Tiling = Tiling {
     sums: "multiply_more",
+    whole: "",
     gate: "gate_more",
     rows: 64,
     columns: 32,
@@ -34,6 +37,7 @@ const MORE: Tiling = Tiling {
 };
 const MANY: Tiling = Tiling {
     sums: "multiply_many",
+    whole: "multiply_whole",
     gate: "gate_many",
     rows: 128,
     columns: 128,
@@ -42,8 +46,16 @@ const MANY: Tiling = Tiling {
     depth: 32,
 };
 /// Of f32; there is no `gate`.
-const EXACT: Tiling =
-    Tiling { sums: "multiply", gate: "", rows: 64, columns: 64, threads: 256, stages: 0, depth: 0 };
+const EXACT: Tiling = Tiling {
+    sums: "multiply",
+    whole: "multiply",
+    gate: "",
+    rows: 64,
+    columns: 64,
+    threads: 256,
+    stages: 0,
+    depth: 0,
+};
 
 impl Tiling {
     fn shared_bytes(&self) -> usize {
@@ -174,9 +186,16 @@ pub(super) struct Product {
 type Cut = (&'static str, [usize; 2], usize, usize);
 
 impl Surroundings<'_> {
-    /// How a product of `rows` rows is cut, whose blocks along z take `part` inputs each in `parts` parts; of a gate,
-    /// `outputs` are its gates.
-    fn cut(&self, rows: usize, outputs: usize, [parts, part]: [usize; 2], gate: bool) -> Cut {
+    /// How a product of `rows` rows is cut, whose blocks along z take `part` inputs each in `parts` parts of all
+    /// `segments`; of a gate, `outputs` are its gates.
+    fn cut(
+        &self,
+        rows: usize,
+        outputs: usize,
+        segments: usize,
+        [parts, part]: [usize; 2],
+        gate: bool,
+    ) -> Cut {
         let per = |columns: usize| if gate { columns / 2 } else { columns };
         let stream = [&FEW, &SOME].into_iter().find(|s| self.bf16() && rows <= s.rows);
         if let Some(stream) = stream
@@ -192,7 +211,12 @@ impl Surroundings<'_> {
             _ => &MANY,
         };
         let blocks = [outputs.div_ceil(per(tiling.columns)), rows.div_ceil(tiling.rows)];
-        (if gate { tiling.gate } else { tiling.sums }, blocks, tiling.threads as usize, tiling.shared_bytes())
+        let kernel = match parts {
+            _ if gate => tiling.gate,
+            1 if segments > 1 => tiling.whole,
+            _ => tiling.sums,
+        };
+        (kernel, blocks, tiling.threads as usize, tiling.shared_bytes())
     }
 
     /// A product of `rows` rows to `y`, in `parts` parts of the segments.
@@ -212,7 +236,8 @@ impl Surroundings<'_> {
             let apart = (rows * outputs) as u64;
             arguments = arguments.add(segments.inputs as u32).add(part as u32).add(apart);
         }
-        let (kernel, [across, down], threads, shared_bytes) = self.cut(rows, outputs, [parts, part], false);
+        let (kernel, [across, down], threads, shared_bytes) =
+            self.cut(rows, outputs, segments.count, [parts, part], false);
         let whole = Matmul { x, w, y, rows: rows as u32, outputs: outputs as u32, inputs: inputs as u32 };
         Launch {
             shared_bytes: shared_bytes as u32,
@@ -247,7 +272,7 @@ impl Surroundings<'_> {
             let arguments = self.counted(Count::Tokens).add(normed).add(weight).add(gated);
             let arguments = arguments.add(ffn as u32).add(inputs as u32);
             let (kernel, [across, down], threads, shared_bytes) =
-                self.cut(tokens, ffn, [1, segments.inputs], true);
+                self.cut(tokens, ffn, segments.count, [1, segments.inputs], true);
             let launch = launch(kernel, [across, down, 1], threads as u32, arguments);
             return all.push(Launch { shared_bytes: shared_bytes as u32, ..launch });
         }

@@ -14,7 +14,7 @@ pub struct Source {
 impl Source {
     /// Names of the kernels in it.
     pub fn kernels(&self) -> impl Iterator<Item = &'static str> {
-        let after = self.text.split("\nKERNEL(").skip(1);
+        let after = self.text.split("KERNEL(").skip(1);
         after.filter_map(|rest| rest.split_once(") ")?.1.split('(').next())
     }
 }
@@ -91,6 +91,7 @@ mod tests {
         let tilings = ["few", "some", "more", "many"];
         let tiled =
             tilings.iter().flat_map(|tiling| [format!("multiply_{tiling}"), format!("gate_{tiling}")]);
+        let tiled = tiled.chain(["multiply_whole".to_owned()]);
         for (element, own) in [(Dtype::F32, vec!["multiply".to_owned()]), (Dtype::Bf16, tiled.collect())] {
             let names: BTreeSet<String> =
                 sources(element).flat_map(|s| s.kernels().map(str::to_owned).collect::<Vec<_>>()).collect();

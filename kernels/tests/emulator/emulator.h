@@ -10,6 +10,7 @@
 #define DEVICE static inline
 #define DEVICE_MEMBER inline
 #define KERNEL(threads) extern "C" void
+#define CROWDED_KERNEL(threads, blocks) extern "C" void
 #define __shared__ static
 #define DYNAMIC_SHARED(name) alignas(16) static u8 name[emulator::DYNAMIC]
 #define __align__(bytes) __attribute__((aligned(bytes)))

@@ -86,6 +86,7 @@ std::function<void()> find(const char* name, void** arguments) {
   IS(multiply_stream, multiply_some);
   IS(multiply_own, multiply_more);
   IS(multiply_own, multiply_many);
+  IS(multiply_own, multiply_whole);
   IS(multiply_stream, gate_few);
   IS(multiply_stream, gate_some);
   IS(multiply_own, gate_more);
