@@ -52,7 +52,7 @@ fn the_script_tells_its_steps_and_what_is_missing() {
     let plain = format!("PYTHONDONTWRITEBYTECODE=1 '{script}'");
     let done = shell(&folder, &format!("{plain} nowhere --dry-run"));
     let steps: Vec<&str> = done.out.lines().filter_map(|line| line.split_whitespace().next()).collect();
-    let wanted = "machine correctness one_copy decode decode_library hf_decode learner share mixed run ahead memcheck racecheck initcheck synccheck";
+    let wanted = "machine correctness one_copy decode decode_library decode_fp8 hf_decode learner share mixed run ahead memcheck racecheck initcheck synccheck";
     assert_eq!((done.code, steps.join(" ").as_str()), (0, wanted), "{}", done.err);
     let done = shell(&folder, &format!("{plain} nowhere --dry-run --only share,decode"));
     assert_eq!(done.out.lines().count(), 2);
@@ -74,6 +74,7 @@ fn the_script_tells_its_steps_and_what_is_missing() {
                 \"learner_from_f32_mean\": 0.0}'",
         ),
         ("cuda_numbers", "printf 'test a_row ... ok\\ntest b_row ... %s\\n' ${OUTCOME:-ok}"),
+        ("cuda_kernels", "echo 'test c_row ... ok'"),
         (
             "compute-sanitizer",
             "printf '========= ERROR SUMMARY: %s errors\\ntest a_row ... ok\\n' ${ERRORS:-0}",
@@ -90,7 +91,7 @@ fn the_script_tells_its_steps_and_what_is_missing() {
     };
     let (code, steps) = only("correctness,one_copy,memcheck", "");
     assert_eq!(code, 0, "{steps}");
-    assert_eq!(steps["correctness"]["result"]["tests"], json!({"a_row": "ok", "b_row": "ok"}));
+    assert_eq!(steps["correctness"]["result"]["tests"], json!({"a_row": "ok", "b_row": "ok", "c_row": "ok"}));
     assert_eq!(steps["memcheck"]["result"]["errors"], 0);
     let (code, steps) = only("correctness,run,memcheck", "OUTCOME=FAILED ERRORS=2");
     assert_eq!(code, 1);

@@ -7,6 +7,8 @@ pub mod environment;
 pub mod eval;
 pub mod folder;
 pub mod learning;
+#[cfg(test)]
+mod lost;
 pub mod metrics;
 mod resume;
 pub mod rollout;
@@ -72,6 +74,16 @@ pub fn default_folder(config: &Config) -> PathBuf {
 /// # Errors
 /// See [`TrainerError`]; what is sealed by then stays.
 pub fn run(loaded: &Loaded<Config>, options: &Options, out: &mut dyn Write) -> Result<(), TrainerError> {
+    run_with(loaded, options, out, seats::configured)
+}
+
+/// The same, with who `seats` says in the seats.
+fn run_with(
+    loaded: &Loaded<Config>,
+    options: &Options,
+    out: &mut dyn Write,
+    seats: impl FnOnce(&Environment, &Config) -> Result<Seats, TrainerError>,
+) -> Result<(), TrainerError> {
     let config = &loaded.config;
     // All that the config can get wrong is found before the folder is touched.
     let environment = Environment::new(config)?;
@@ -79,7 +91,7 @@ pub fn run(loaded: &Loaded<Config>, options: &Options, out: &mut dyn Write) -> R
         let message = "there are no training tasks: the held-out side took all".to_owned();
         return Err(RolloutError::Config { key: "tasks".to_owned(), message }.into());
     }
-    let Seats { policy, learner, notes: on } = seats::configured(&environment, config)?;
+    let Seats { policy, learner, notes: on } = seats(&environment, config)?;
     trainable(config)?;
     let folder = RunFolder::open(&options.folder, options.used, &marker(loaded))?;
     let resolved = serde_json::to_value(config).map_err(|e| TrainerError::Internal(e.to_string()))?;
