@@ -1,6 +1,7 @@
 //! Reads Parquet tables from outside as JSON rows, so that one reader of rows serves both formats.
 
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use arrow::array::{Array, ArrayRef, AsArray};
@@ -23,18 +24,33 @@ pub fn for_each_row(
     visit: &mut dyn FnMut(u64, Map<String, Value>) -> Result<(), RolloutError>,
 ) -> Result<(), RolloutError> {
     let corrupt = |message: String| RolloutError::Corrupt { path: path.to_path_buf(), message };
-    let reader = open(path)?;
+    let mut reader = open(path)?;
     let mut number = 0;
-    for batch in reader {
-        let batch = batch.map_err(|error| corrupt(format!("after row {number}: {error}")))?;
-        let columns = plain_columns(&batch).map_err(&corrupt)?;
-        for row in 0..batch.num_rows() {
+    while let Some(rows) = contained(|| next_rows(&mut reader, number)).map_err(&corrupt)? {
+        for row in rows {
             number += 1;
-            let values = columns.iter().filter_map(|(name, column)| Some((name.clone(), cell(column, row)?)));
-            visit(number, values.collect())?;
+            visit(number, row)?;
         }
     }
     Ok(())
+}
+
+/// The rows of the next batch, after the row `number`.
+fn next_rows(
+    reader: &mut ParquetRecordBatchReader,
+    number: u64,
+) -> Result<Option<Vec<Map<String, Value>>>, String> {
+    let Some(batch) = reader.next() else { return Ok(None) };
+    let batch = batch.map_err(|error| format!("after row {number}: {error}"))?;
+    let columns = plain_columns(&batch)?;
+    let row = |row| columns.iter().filter_map(move |(name, column)| Some((name.clone(), cell(column, row)?)));
+    Ok(Some((0..batch.num_rows()).map(|at| row(at).collect()).collect()))
+}
+
+/// Runs what reads a file, for the library panics on some that are damaged.
+fn contained<T>(read: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    let done = catch_unwind(AssertUnwindSafe(read));
+    done.unwrap_or_else(|_| Err("the file is damaged: the Parquet library gave up on it".to_owned()))
 }
 
 /// A reader of the batches in the Parquet file at `path`.
@@ -47,12 +63,12 @@ pub(super) fn open(path: &Path) -> Result<ParquetRecordBatchReader, RolloutError
         action: "cannot open",
         source,
     })?;
-    let reader =
-        ParquetRecordBatchReaderBuilder::try_new(file).and_then(ParquetRecordBatchReaderBuilder::build);
-    reader.map_err(|error| RolloutError::Corrupt {
-        path: path.to_path_buf(),
-        message: format!("not a readable Parquet file: {error}"),
+    contained(|| {
+        let reader =
+            ParquetRecordBatchReaderBuilder::try_new(file).and_then(ParquetRecordBatchReaderBuilder::build);
+        reader.map_err(|error| format!("not a readable Parquet file: {error}"))
     })
+    .map_err(|message| RolloutError::Corrupt { path: path.to_path_buf(), message })
 }
 
 /// The batch's columns with few types: text, i64, u64, f64, boolean or nothing at all.

@@ -13,6 +13,7 @@ use serde_json::json;
 use super::*;
 use crate::tasks::{SubTask, TaskKind};
 use crate::tools::corpus::CorpusTools;
+use crate::trajectory::table_in;
 
 const CORPUS: &str =
     r#"{"doc_id": "d1", "title": "Sweden", "url": "https://example.org/s", "text": "Stockholm."}"#;
@@ -325,6 +326,37 @@ fn bad_tables_are_refused_with_their_row_or_column() {
         tasks.sort_by(|one, other| one.id.cmp(&other.id));
         assert_eq!(json!([tasks[0].answer, tasks[1].answer]), expected);
     }
+}
+
+/// Whatever is wrong with a file's bytes, it is read or refused.
+#[test]
+fn damaged_tables_are_no_panic() {
+    let folder = Folder::new();
+    let numbers: Vec<i32> = (0..40).collect();
+    let many: Vec<String> = numbers.iter().map(|n| format!("n{}", n % 7)).collect();
+    let path = folder.write_table(
+        "t.parquet",
+        vec![
+            ("id", texts(&many.iter().map(|text| Some(text.as_str())).collect::<Vec<_>>())),
+            ("answer", Arc::new(Int32Array::from(numbers))),
+            ("right", Arc::new(BooleanArray::from(vec![Some(true), None].repeat(20)))),
+        ],
+    );
+    let whole = fs::read(&path).unwrap();
+    let mut refused = 0;
+    let mut read = |bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        refused += u32::from(table_in::for_each_row(&path, &mut |_, _| Ok(())).is_err());
+    };
+    for at in 0..whole.len() {
+        read(&whole[..at]);
+        for other in [whole[at] ^ 1, whole[at] ^ 0x80, !whole[at], 0, 0xff] {
+            let mut damaged = whole.clone();
+            damaged[at] = other;
+            read(&damaged);
+        }
+    }
+    assert!(refused > whole.len() as u32, "{refused}");
 }
 
 #[test]
