@@ -339,7 +339,7 @@ fn damaged_tables_are_no_panic() {
         vec![
             ("id", texts(&many.iter().map(|text| Some(text.as_str())).collect::<Vec<_>>())),
             ("answer", Arc::new(Int32Array::from(numbers))),
-            ("right", Arc::new(BooleanArray::from(vec![Some(true), None].repeat(20)))),
+            ("right", Arc::new(BooleanArray::from([Some(true), None].repeat(20)))),
         ],
     );
     let whole = fs::read(&path).unwrap();
