@@ -3,16 +3,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests may panic, helpers of tests too")]
 #![allow(unsafe_code, reason = "it calls C++")]
-#![allow(clippy::disallowed_methods, reason = "what it keeps in files may be lost")]
 
 mod emulated;
 mod fixture;
 
 use std::ffi::c_void;
-use std::path::PathBuf;
-use std::sync::{Mutex, OnceLock};
 
-use emulated::{Emulated, Library};
+use emulated::{Library, driver};
 use fixture::{
     BLOCK_TOKENS, SET, base, bits, decode, draw, drawn_bits, log_softmax, plan, reference, reference_with,
     rounded, row, rows, tensors, tokens, uniform,
@@ -22,44 +19,11 @@ use parl_kernels::KernelError;
 use parl_kernels::backend::{Backend, Draw, Drawn, Plan, PlanRow, Sampling};
 use parl_kernels::cpu::{CpuBackend, Level};
 use parl_kernels::cuda::CudaBackend;
-use parl_kernels::cuda::cache::{Cubins, InMemory};
-use parl_kernels::cuda::card::Card;
 use parl_kernels::cuda::driver::{Argument, Driver, Launch, Types};
 use parl_kernels::cuda::step::Limits;
 use parl_kernels::rng::philox4x32;
 use parl_kernels::shape::ModelShape;
 use parl_kernels::weights::{Dtype, WeightSet};
-
-/// One for all tests, so that a kernel is compiled once; between programs in the folder `PARL_CUBINS`, where it is set.
-struct Shared;
-
-fn file_of(key: &str) -> Option<PathBuf> {
-    Some(PathBuf::from(std::env::var_os("PARL_CUBINS")?).join(key))
-}
-
-static COMPILED: OnceLock<Mutex<InMemory>> = OnceLock::new();
-
-impl Cubins for Shared {
-    fn get(&self, key: &str) -> Option<Vec<u8>> {
-        let kept = COMPILED.get_or_init(Mutex::default).lock().unwrap().get(key);
-        kept.or_else(|| std::fs::read(file_of(key)?).ok())
-    }
-
-    fn keep(&mut self, key: &str, sealed: &[u8]) {
-        COMPILED.get_or_init(Mutex::default).lock().unwrap().keep(key, sealed);
-        if let Some(file) = file_of(key) {
-            std::fs::write(file, sealed).unwrap();
-        }
-    }
-}
-
-/// The emulator, or the card whose number `PARL_CARD` gives.
-fn driver() -> Box<dyn Driver> {
-    match std::env::var("PARL_CARD") {
-        Ok(number) => Box::new(Card::open(number.parse().unwrap(), Box::new(Shared)).unwrap()),
-        Err(_) => Box::new(Emulated::running()),
-    }
-}
 
 const F32: Types = Types { element: Dtype::F32, kv_fp8: false };
 const BF16: Types = Types { element: Dtype::Bf16, kv_fp8: false };
@@ -212,6 +176,9 @@ fn logits_are_those_of_the_f64_forward() {
         ModelShape { heads: 2, kv_heads: 2, hidden: 33, ffn: 67, vocab: 71, qkv_bias: false, ..base() },
         ModelShape { heads: 18, kv_heads: 1, layers: 1, qk_norm: true, tied_head: false, ..base() },
         ModelShape { head_dim: 10, qk_norm: true, layers: 2, ..base() },
+        // Rows whose elements trade places in shared memory.
+        ModelShape { head_dim: 64, layers: 1, ..base() },
+        ModelShape { head_dim: 128, heads: 3, kv_heads: 1, layers: 1, ..base() },
     ];
     for shape in shapes {
         let sequence = tokens(&shape, 3, 41);
@@ -360,9 +327,9 @@ fn a_prefill_may_be_cut_anywhere_and_decode_has_its_bits() {
 
 #[test]
 fn a_long_row_is_shared_out_among_blocks() {
-    let shape = ModelShape { layers: 1, max_positions: 2200, ..base() };
-    let sequence = tokens(&shape, 9, 2090);
-    let last = |types: Types, sizes: &[usize]| {
+    let last = |types: Types, head_dim: usize, sizes: &[usize]| {
+        let shape = ModelShape { layers: 1, max_positions: 2200, head_dim, ..base() };
+        let sequence = tokens(&shape, 9, 2090);
         let mut backend = on_card((&shape, types), 131, 16, Limits { tokens: 1100, rows: 1100 });
         let blocks: Vec<u32> = (0..131).collect();
         let mut at = 0;
@@ -374,8 +341,9 @@ fn a_long_row_is_shared_out_among_blocks() {
         let piece = row(&sequence[at..], at as u32, &blocks, None);
         bits(&[logits(&mut backend, &plan(vec![piece])).remove(0).pop().unwrap()])
     };
-    for types in [BF16, FP8] {
-        assert_eq!(last(types, &[1000, 1089, 1]), last(types, &[1000, 1090]), "{types:?}");
+    for (types, head_dim) in [(BF16, 16), (BF16, 128), (FP8, 16), (FP8, 64)] {
+        let of = |sizes: &[usize]| last(types, head_dim, sizes);
+        assert_eq!(of(&[1000, 1089, 1]), of(&[1000, 1090]), "{types:?} {head_dim}");
     }
 }
 

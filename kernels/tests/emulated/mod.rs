@@ -1,16 +1,18 @@
 //! A driver without a card: it records what it is told, and runs kernels as plain C++ where it is asked to.
 #![allow(dead_code, reason = "each test program uses a part")]
-#![allow(clippy::disallowed_methods, reason = "the file is a library that it made itself")]
+#![allow(clippy::disallowed_methods, reason = "its files may be lost")]
 #![allow(unsafe_code, reason = "it calls C++ and keeps memory for it")]
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, c_char, c_int, c_void};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use parl_kernels::KernelError;
+use parl_kernels::cuda::cache::{Cubins, InMemory};
+use parl_kernels::cuda::card::Card;
 use parl_kernels::cuda::driver::{Address, Chip, Driver, GraphId, KernelsId, Launch, Pending, Types};
 use parl_kernels::weights::Dtype;
 
@@ -86,6 +88,37 @@ impl Library {
         let found =
             unsafe { emulate(name.as_ptr(), launch.blocks.as_ptr(), launch.threads, arguments.as_ptr()) };
         assert_eq!(found, 1, "there is no kernel {}", launch.kernel);
+    }
+}
+
+/// One for all tests, so that a kernel is compiled once; between programs in the folder `PARL_CUBINS`, where it is set.
+struct Shared;
+
+fn file_of(key: &str) -> Option<PathBuf> {
+    Some(PathBuf::from(std::env::var_os("PARL_CUBINS")?).join(key))
+}
+
+static COMPILED: OnceLock<Mutex<InMemory>> = OnceLock::new();
+
+impl Cubins for Shared {
+    fn get(&self, key: &str) -> Option<Vec<u8>> {
+        let kept = COMPILED.get_or_init(Mutex::default).lock().unwrap().get(key);
+        kept.or_else(|| std::fs::read(file_of(key)?).ok())
+    }
+
+    fn keep(&mut self, key: &str, sealed: &[u8]) {
+        COMPILED.get_or_init(Mutex::default).lock().unwrap().keep(key, sealed);
+        if let Some(file) = file_of(key) {
+            std::fs::write(file, sealed).unwrap();
+        }
+    }
+}
+
+/// The emulator, or the card whose number `PARL_CARD` gives.
+pub fn driver() -> Box<dyn Driver> {
+    match std::env::var("PARL_CARD") {
+        Ok(number) => Box::new(Card::open(number.parse().unwrap(), Box::new(Shared)).unwrap()),
+        Err(_) => Box::new(Emulated::running()),
     }
 }
 
