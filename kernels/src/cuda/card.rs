@@ -327,6 +327,11 @@ impl Driver for Card {
                 // SAFETY: writes a handle.
                 let found = unsafe { sys::cuModuleGetFunction(&raw mut function, module, c_name.as_ptr()) };
                 check(found, &format!("cuModuleGetFunction for `{name}`"))?;
+                // All kernels wish for one division of a multiprocessor's memory, the most that blocks can share: to divide
+                // it anew it would have to be idle, and the next kernel could not begin while one is under way.
+                let wish = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+                // SAFETY: a percentage in; the function exists. It is a wish: that it is not heard costs time alone.
+                let _ = unsafe { sys::cuFuncSetAttribute(function, wish, 100) };
                 functions.insert(name.to_owned(), function);
             }
         }
